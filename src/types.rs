@@ -1,0 +1,22 @@
+//! Words that every layer shares: ids, classes, time, randomness, datagrams. Plain data, no behaviour of its own.
+
+mod body;
+mod class;
+mod datagram;
+mod id;
+mod keyed;
+mod membership;
+mod rng;
+mod time;
+
+pub use body::{BodyReader, HashKind, TooLong, Verified};
+pub use class::{Class, PerClass};
+pub use datagram::{Ecn, Received, Transmit};
+pub use id::{
+    ArtifactId, Attribute, AttributeTooLong, ConnectionNumber, NodeId, ParseIdError, PeerIndex,
+    RegistryVersion, Slot, StreamKey, TopicId, Version,
+};
+pub use keyed::{IdMap, KeyedState};
+pub use membership::{Member, Membership, MembershipError};
+pub use rng::Rng;
+pub use time::Instant;
