@@ -5,6 +5,7 @@
 //! | [`Slots`] | which artifact occupies which slot here, and what each peer must still be told of it |
 //! | [`View`] | which artifact occupies which slot at each peer, and so who advertises what |
 //! | [`Pool`] | the bodies, validated and not, within byte budgets |
+//! | [`Fetch`] | which wanted bodies to ask for, and whom |
 //! | [`DirtySet`] | a set of slots: bits, and the next member in constant time |
 //!
 //! The engine composes them: it asks `Slots` for a peer's next update when that peer's link has room, feeds what peers say
@@ -12,6 +13,7 @@
 //! randomness: time and seeds are arguments. Per-peer state is indexed by [`PeerIndex`](crate::types::PeerIndex).
 
 mod dirty;
+mod fetch;
 #[cfg(test)]
 mod model;
 mod pool;
@@ -19,6 +21,7 @@ mod slots;
 mod view;
 
 pub use dirty::DirtySet;
+pub use fetch::{FETCH_KEYS, Fetch, FetchEffect, FetchLimits, Outcome, Request};
 pub use pool::{Held, Pool, PoolFull, PoolLimits, Promotion, Stage};
 pub use slots::{Active, Next, Origin, SlotLimits, Slots, SlotsError, Told};
 pub use view::{Heard, View, ViewEffect, ViewLimits};
