@@ -26,7 +26,7 @@ mod score;
 mod slots;
 mod view;
 
-pub use admit::{Admission, Advert, Filter, Verdict};
+pub use admit::Admission;
 pub use dirty::DirtySet;
 pub use fetch::{FETCH_KEYS, Fetch, FetchEffect, FetchLimits, Outcome, Request};
 pub use member::{MemberChange, MemberDifference, MemberError, difference};

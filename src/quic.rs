@@ -33,7 +33,7 @@ use bytes::BytesMut;
 use quinn_proto::{ConnectionHandle, DatagramEvent, EcnCodepoint, Endpoint, TransportConfig};
 
 pub use config::{HashOf, QuicConfig, QuicError};
-pub use counters::{Faults, QuicCounters, Rejection};
+pub use counters::{Faults, QuicCounters, Rejection, Traffic};
 pub use identity::{Identity, IdentityError};
 
 use config::{Clock, FirstIds};
@@ -211,8 +211,8 @@ impl Quic {
         let Received { from, ecn, stride, mut data } = received;
         let stride = if stride == 0 { data.len() } else { stride };
         let datagrams = if stride == 0 { 0 } else { data.len().div_ceil(stride) as u64 };
-        self.shared.counters.datagrams_in += datagrams;
-        self.shared.counters.bytes_in += data.len() as u64;
+        self.shared.counters.traffic.datagrams_in += datagrams;
+        self.shared.counters.traffic.bytes_in += data.len() as u64;
         if !self.door.admits(from.ip()) {
             self.shared.counters.reject_many(Rejection::UnknownSource, datagrams);
             return;
@@ -351,9 +351,9 @@ impl Quic {
         buf.clear();
         let transmit = self.poll_response(buf).or_else(|| self.poll_connections(now, buf))?;
         let counters = &mut self.shared.counters;
-        counters.transmits += 1;
-        counters.datagrams_out += transmit.len.div_ceil(transmit.segment.max(1)) as u64;
-        counters.bytes_out += transmit.len as u64;
+        counters.traffic.transmits += 1;
+        counters.traffic.datagrams_out += transmit.len.div_ceil(transmit.segment.max(1)) as u64;
+        counters.traffic.bytes_out += transmit.len as u64;
         Some(transmit)
     }
 
@@ -427,6 +427,11 @@ impl Quic {
         }
     }
 
+    /// Peers that are connected.
+    pub fn connected(&self) -> usize {
+        self.peers.iter().filter(|peer| peer.live.is_some()).count()
+    }
+
     /// Counts since the start, brought up to date (a look at every connection: for housekeeping).
     pub fn counters(&mut self) -> &QuicCounters {
         for link in self.links.iter_mut().flatten() {
@@ -451,7 +456,7 @@ impl Quic {
     /// Queues a packet of the endpoint itself.
     fn respond(&mut self, transmit: quinn_proto::Transmit, mut bytes: Vec<u8>) {
         if self.responses.len() >= MAX_RESPONSES {
-            self.shared.counters.responses_dropped += 1;
+            self.shared.counters.traffic.responses_dropped += 1;
             return;
         }
         bytes.truncate(transmit.size);
@@ -476,7 +481,7 @@ impl Quic {
             Verdict::Retry => {
                 match self.endpoint.retry(incoming, &mut answer) {
                     Ok(transmit) => {
-                        self.shared.counters.retries += 1;
+                        self.shared.counters.traffic.retries += 1;
                         self.respond(transmit, answer);
                     }
                     Err(refused) => self.endpoint.ignore(refused.into_incoming()),
@@ -528,6 +533,6 @@ fn of_quinn(transmit: &quinn_proto::Transmit) -> Transmit {
 
 fn count_losses(link: &mut Link, shared: &mut Shared) {
     let lost = link.connection.stats().path.lost_packets;
-    shared.counters.lost_packets += lost.saturating_sub(link.lost_counted);
+    shared.counters.traffic.lost_packets += lost.saturating_sub(link.lost_counted);
     link.lost_counted = lost;
 }

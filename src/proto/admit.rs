@@ -4,39 +4,9 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Bound;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 
-use crate::types::{ArtifactId, Attribute, NodeId, TopicId};
-
-/// What a peer says of an artifact. Nothing but `id` is proven, and that only once the body has come: another peer may
-/// announce the same id with another size or attribute, so each one's word is judged by itself.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Advert {
-    /// The topic.
-    pub topic: TopicId,
-    /// The artifact.
-    pub id: ArtifactId,
-    /// Bytes of its body.
-    pub size: u32,
-    /// What its maker attached for filters (a height, an expiry).
-    pub attribute: Attribute,
-    /// Who says so.
-    pub from: NodeId,
-}
-
-/// What to do with an advertised artifact.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
-    /// Fetch it, or take the pushed body.
-    Want,
-    /// Keep its name, free its body, and ask again when the filter has changed.
-    Later,
-    /// Spend nothing on it.
-    Discard,
-}
-
-/// The replica's judgement. It runs on the lane's thread: it must be quick and must not block.
-pub type Filter = Arc<dyn Fn(&Advert) -> Verdict + Send + Sync>;
+use crate::config::{Advert, Filter, Verdict};
+use crate::types::{ArtifactId, NodeId};
 
 /// The filter of one topic in one lane.
 ///
@@ -77,6 +47,12 @@ impl Admission {
             let key = *key;
             self.later.remove(&key);
         }
+    }
+
+    /// Whether `id` waits for the filter to change, on any advertiser's word.
+    pub fn remembers(&self, id: &ArtifactId) -> bool {
+        let ends = (*id, NodeId([0; 32]))..=(*id, NodeId([0xff; 32]));
+        self.later.range(ends).next().is_some()
     }
 
     /// `from` does not advertise `id` any more; others may.
@@ -151,7 +127,10 @@ impl fmt::Debug for Admission {
 mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
 
+    use std::sync::Arc;
+
     use super::*;
+    use crate::types::{Attribute, TopicId};
 
     fn advert(byte: u8, from: u8, size: u32) -> Advert {
         Advert {

@@ -45,7 +45,7 @@ pub struct FetchLimits {
 /// A request for the link to send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Request {
-    /// Names it in [`Fetch::handle_progress`] and [`Fetch::handle_reply`]. Its highest bit is set ([`FETCH_KEYS`]).
+    /// Names it in [`Fetch::handle_progress`] and [`Fetch::handle_reply`]. It is [`FETCH_KEYS`] or above.
     pub key: StreamKey,
     /// The topic.
     pub topic: TopicId,
@@ -57,8 +57,8 @@ pub struct Request {
     pub size: u32,
 }
 
-/// Keys of requests begin here; lower ones are free for streams of other kinds.
-pub const FETCH_KEYS: u64 = 1 << 63;
+/// Keys of requests begin here; lower ones are free for pushes, and those with the highest bit set are the transport's.
+pub const FETCH_KEYS: u64 = 1 << 62;
 
 /// What came of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

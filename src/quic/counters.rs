@@ -1,5 +1,6 @@
 //! What a lane's transport counts. Plain numbers; the shell publishes them.
 
+use crate::metrics::counters;
 use crate::wire::WireError;
 
 /// Why a handshake, or an attempt to begin one, came to nothing.
@@ -71,21 +72,22 @@ impl Rejection {
     }
 }
 
-/// Frames of peers that broke the protocol, by what was wrong with them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Faults {
-    /// Ended inside a frame.
-    pub truncated: u64,
-    /// More bytes than fields.
-    pub trailing: u64,
-    /// Unknown frame types.
-    pub unknown_frame: u64,
-    /// Unknown stream types.
-    pub unknown_stream: u64,
-    /// Lengths above their limit.
-    pub too_large: u64,
-    /// Fields without meaning, attributes included.
-    pub value: u64,
+counters! {
+    /// Frames of peers that broke the protocol, by what was wrong with them.
+    Faults {
+        /// Ended inside a frame.
+        truncated,
+        /// More bytes than fields.
+        trailing,
+        /// Unknown frame types.
+        unknown_frame,
+        /// Unknown stream types.
+        unknown_stream,
+        /// Lengths above their limit.
+        too_large,
+        /// Fields without meaning, attributes included.
+        value,
+    }
 }
 
 impl Faults {
@@ -101,51 +103,59 @@ impl Faults {
     }
 }
 
+counters! {
+    /// Datagrams, connections and streams since the start.
+    Traffic {
+        /// Datagrams given to `handle_received`.
+        datagrams_in,
+        /// Their bytes.
+        bytes_in,
+        /// Datagrams (GSO segments) taken from `poll_transmit`.
+        datagrams_out,
+        /// Their bytes.
+        bytes_out,
+        /// Transmits (GSO batches) taken from `poll_transmit`.
+        transmits,
+        /// Packets that loss detection gave up on.
+        lost_packets,
+        /// Dials begun.
+        dials,
+        /// Connections that completed their handshake.
+        connections,
+        /// Connections that ended, for whatever reason.
+        disconnections,
+        /// Of those, because a newer connection of the peer took their place.
+        replaced,
+        /// Of those, because the peer restarted (stateless reset).
+        restarts,
+        /// Of those, because the peer went silent.
+        idle_timeouts,
+        /// Of those, because the peer reset streams faster than any honest use.
+        reset_floods,
+        /// Retry packets sent.
+        retries,
+        /// Answers of the endpoint (Retry, reset, refusal) dropped because too many were waiting to be sent.
+        responses_dropped,
+        /// Streams whose sending we abandoned.
+        streams_reset,
+        /// Streams whose sending the peer abandoned.
+        streams_reset_by_peer,
+        /// Streams of ours that the peer no longer wanted.
+        streams_stopped_by_peer,
+        /// Pushes stopped because their topic is not known here.
+        unknown_topics,
+        /// Pushes that had to wait because too many were in assembly.
+        pushes_deferred,
+        /// Frames received in batches.
+        frames_in,
+    }
+}
+
 /// Counts since the start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct QuicCounters {
-    /// Datagrams given to `handle_received`.
-    pub datagrams_in: u64,
-    /// Their bytes.
-    pub bytes_in: u64,
-    /// Datagrams (GSO segments) taken from `poll_transmit`.
-    pub datagrams_out: u64,
-    /// Their bytes.
-    pub bytes_out: u64,
-    /// Transmits (GSO batches) taken from `poll_transmit`.
-    pub transmits: u64,
-    /// Packets that loss detection gave up on.
-    pub lost_packets: u64,
-    /// Dials begun.
-    pub dials: u64,
-    /// Connections that completed their handshake.
-    pub connections: u64,
-    /// Connections that ended, for whatever reason.
-    pub disconnections: u64,
-    /// Of those, because a newer connection of the peer took their place.
-    pub replaced: u64,
-    /// Of those, because the peer restarted (stateless reset).
-    pub restarts: u64,
-    /// Of those, because the peer went silent.
-    pub idle_timeouts: u64,
-    /// Of those, because the peer reset streams faster than any honest use.
-    pub reset_floods: u64,
-    /// Retry packets sent.
-    pub retries: u64,
-    /// Answers of the endpoint (Retry, reset, refusal) dropped because too many were waiting to be sent.
-    pub responses_dropped: u64,
-    /// Streams whose sending we abandoned.
-    pub streams_reset: u64,
-    /// Streams whose sending the peer abandoned.
-    pub streams_reset_by_peer: u64,
-    /// Streams of ours that the peer no longer wanted.
-    pub streams_stopped_by_peer: u64,
-    /// Pushes stopped because their topic is not known here.
-    pub unknown_topics: u64,
-    /// Pushes that had to wait because too many were in assembly.
-    pub pushes_deferred: u64,
-    /// Frames received in batches.
-    pub frames_in: u64,
+    /// Datagrams, connections, streams.
+    pub traffic: Traffic,
     /// Connections closed for a broken protocol.
     pub faults: Faults,
     rejections: [u64; Rejection::ALL.len()],
@@ -155,6 +165,20 @@ impl QuicCounters {
     /// Handshakes that came to nothing for this reason.
     pub fn rejected(&self, reason: Rejection) -> u64 {
         self.rejections.get(reason as usize).copied().unwrap_or(0)
+    }
+
+    /// Handshakes that came to nothing, for whatever reason.
+    pub fn rejections(&self) -> u64 {
+        self.rejections.iter().sum()
+    }
+
+    /// Adds another lane's counts.
+    pub fn merge(&mut self, other: &QuicCounters) {
+        self.traffic.merge(&other.traffic);
+        self.faults.merge(&other.faults);
+        for (count, other) in self.rejections.iter_mut().zip(other.rejections) {
+            *count += other;
+        }
     }
 
     pub(super) fn reject(&mut self, reason: Rejection) {

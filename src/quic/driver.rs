@@ -37,7 +37,7 @@ impl Quic {
             self.shared.counters.reject(Rejection::Other);
             return self.schedule_dial(peer, now);
         };
-        self.shared.counters.dials += 1;
+        self.shared.counters.traffic.dials += 1;
         if let Some(entry) = self.peers.get_mut(peer.index()) {
             entry.dialling = Some(handle);
         }
@@ -118,7 +118,7 @@ impl Quic {
                 self.shared.counters.faults.count(&error);
                 self.shared.emit(peer, Incoming::Fault(error));
             }
-            Offence::Flood => self.shared.counters.reset_floods += 1,
+            Offence::Flood => self.shared.counters.traffic.reset_floods += 1,
         }
         self.end(link, CloseCode::Protocol, now);
     }
@@ -142,13 +142,13 @@ impl Quic {
         let old = entry.live.replace(handle);
         self.leave_handshake(link);
         if let Some(old) = old {
-            self.shared.counters.replaced += 1;
+            self.shared.counters.traffic.replaced += 1;
             self.close_link(old, CloseCode::Replaced, now);
         }
         self.last_connection += 1;
         let number = ConnectionNumber(self.last_connection);
         link.phase = Phase::Live { peer, number };
-        self.shared.counters.connections += 1;
+        self.shared.counters.traffic.connections += 1;
         self.shared.events.push_back((peer, Event::Connected { connection: number }));
         if let Some(offence) = link.accept_all(&mut self.shared) {
             self.handle_offence(link, offence, now);
@@ -178,8 +178,8 @@ impl Quic {
             Phase::Live { peer, number } => {
                 let reason = disconnect(error);
                 match reason {
-                    Disconnect::Restarted => self.shared.counters.restarts += 1,
-                    Disconnect::Silent => self.shared.counters.idle_timeouts += 1,
+                    Disconnect::Restarted => self.shared.counters.traffic.restarts += 1,
+                    Disconnect::Silent => self.shared.counters.traffic.idle_timeouts += 1,
                     Disconnect::Closed(_) | Disconnect::ClosedByPeer(_) | Disconnect::Transport { .. } => (),
                 }
                 self.leave_live(peer, number, reason, now);
@@ -197,7 +197,7 @@ impl Quic {
     }
 
     fn leave_live(&mut self, peer: PeerIndex, number: ConnectionNumber, reason: Disconnect, now: Instant) {
-        self.shared.counters.disconnections += 1;
+        self.shared.counters.traffic.disconnections += 1;
         self.shared.events.push_back((peer, Event::Disconnected { connection: number, reason }));
         // A connection that was replaced is not its peer's any more.
         if reason != Disconnect::Closed(CloseCode::Replaced)

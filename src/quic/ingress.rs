@@ -151,7 +151,7 @@ impl Ingress {
     }
 
     fn count_reset(&mut self, io: &mut Io<'_>) -> Result<(), Offence> {
-        io.shared.counters.streams_reset_by_peer += 1;
+        io.shared.counters.traffic.streams_reset_by_peer += 1;
         match self.resets.take(io.shared.now, RESET_INTERVAL, RESET_BURST) {
             true => Ok(()),
             false => Err(Offence::Flood),
@@ -243,7 +243,7 @@ impl Ingress {
                 Ok(Pause::Blocked)
             }
             STREAM_PUSH if self.assembling >= sink.shared.limits.pushes_in_assembly => {
-                sink.shared.counters.pushes_deferred += 1;
+                sink.shared.counters.traffic.pushes_deferred += 1;
                 // A copy, so that what waits does not pin a receive buffer.
                 *reading = Reading::Deferred(Bytes::copy_from_slice(bytes));
                 Ok(Pause::Enough)
@@ -293,7 +293,7 @@ impl Ingress {
                 io.keys.end(key, incoming, io.peer, io.shared);
             }
             Reading::Stopped => {
-                io.shared.counters.unknown_topics += 1;
+                io.shared.counters.traffic.unknown_topics += 1;
                 let _ = io.connection.recv_stream(stream).stop(UNKNOWN_TOPIC);
             }
             Reading::Request(bytes) if whole => {
@@ -327,7 +327,7 @@ impl Sink<'_> {
     fn frames(&mut self, batch: &mut BatchReader, bytes: &[u8]) -> Result<(), WireError> {
         let mut frames = std::mem::take(&mut self.shared.frames);
         let read = batch.read(bytes, &mut frames);
-        self.shared.counters.frames_in += frames.len() as u64;
+        self.shared.counters.traffic.frames_in += frames.len() as u64;
         for frame in frames.drain(..) {
             self.shared.emit(self.peer, Incoming::Frame(frame));
         }

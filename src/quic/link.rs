@@ -281,7 +281,7 @@ impl Link {
         if entry.over {
             return Abandoned::EventQueued;
         }
-        io.shared.counters.streams_reset += 1;
+        io.shared.counters.traffic.streams_reset += 1;
         egress.remove(|unwritten| {
             unwritten.key == Some(key) || (entry.stream.is_some() && unwritten.stream == entry.stream)
         });
@@ -320,7 +320,7 @@ pub(super) enum Abandoned {
 
 /// The peer does not want the rest of one of our streams.
 fn handle_stop(io: &mut Io<'_>, egress: &mut Egress, stream: StreamId) {
-    io.shared.counters.streams_stopped_by_peer += 1;
+    io.shared.counters.traffic.streams_stopped_by_peer += 1;
     egress.remove(|unwritten| unwritten.stream == Some(stream));
     let _ = io.connection.send_stream(stream).reset(ABANDONED);
     match io.keys.on(stream) {

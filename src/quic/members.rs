@@ -95,7 +95,7 @@ impl Quic {
             // As a handshake without a target: closing it concerns nobody.
             link.close_streams();
             link.phase = Phase::Handshake { deadline: now, client: true, dialled: None };
-            self.shared.counters.disconnections += 1;
+            self.shared.counters.traffic.disconnections += 1;
         }
         self.close_link(handle, CloseCode::NotMember, now);
     }
