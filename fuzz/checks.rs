@@ -1,4 +1,5 @@
-//! What must hold of any bytes: nothing panics, splits do not matter, and what decodes encodes to the same bytes.
+//! What must hold of any bytes: nothing panics, splits do not matter, and what decodes encodes to the same
+//! bytes.
 #![allow(dead_code)] // each fuzz target uses one of the two
 
 use corecast::wire::{
@@ -6,7 +7,7 @@ use corecast::wire::{
 };
 
 /// The first byte says how long the pieces are in which the rest arrives.
-pub fn batch(data: &[u8]) {
+pub(crate) fn batch(data: &[u8]) {
     let Some((&step, bytes)) = data.split_first() else { return };
     if bytes.len() >= MAX_BATCH {
         return;
@@ -36,7 +37,7 @@ fn read(bytes: &[u8], step: usize) -> (Vec<Frame>, Result<(), WireError>) {
 }
 
 /// All three heads are read from the same bytes.
-pub fn heads(data: &[u8]) {
+pub(crate) fn heads(data: &[u8]) {
     if let Ok(Some((head, used))) = PushHead::decode(data) {
         assert_eq!(Some(&head.encode()[1..]), data.get(..used));
     }

@@ -1,8 +1,8 @@
-//! The wire: every frame round-trips however it is cut, no bytes make a decoder panic, limits hold, and the bytes themselves
-//! are golden files.
+//! The wire: every frame round-trips however it is cut, no bytes make a decoder panic, limits hold, and the
+//! bytes themselves are golden files.
 //!
-//! `CORECAST_WRITE_GOLDEN=1 cargo test --test wire` rewrites `tests/golden` and adds to `fuzz/corpus`: for a change of the
-//! protocol, on purpose.
+//! `CORECAST_WRITE_GOLDEN=1 cargo test --test wire` rewrites `tests/golden` and adds to `fuzz/corpus`: for a
+//! change of the protocol, on purpose.
 
 #![allow(clippy::unwrap_used)]
 

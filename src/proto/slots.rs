@@ -1,9 +1,9 @@
-//! Sender half of the abortable broadcast, for one topic in one lane: which artifact occupies which slot, and what each peer
-//! must still be told.
+//! Sender half of the abortable broadcast, for one topic in one lane: which artifact occupies which slot, and
+//! what each peer must still be told.
 //!
-//! What a peer must still hear is a set of slots, not a queue of messages: an update is built from the slot's content at the
-//! moment the link has room. So an abort before sending costs nothing, a slot that changed five times is sent once, a stalled
-//! peer costs bits, and a new connection is "all dirty".
+//! What a peer must still hear is a set of slots, not a queue of messages: an update is built from the slot's
+//! content at the moment the link has room. So an abort before sending costs nothing, a slot that changed
+//! five times is sent once, a stalled peer costs bits, and a new connection is "all dirty".
 
 use bytes::Bytes;
 
@@ -14,8 +14,8 @@ use crate::wire::MAX_SLOTS;
 /// Sizes of one topic's table.
 #[derive(Debug, Clone, Copy)]
 pub struct SlotLimits {
-    /// The most artifacts that are active at a time; above [`MAX_SLOTS`] it counts as [`MAX_SLOTS`]. A slot costs about 150
-    /// bytes once used, and two bits for each connected peer.
+    /// The most artifacts that are active at a time; above [`MAX_SLOTS`] it counts as [`MAX_SLOTS`]. A slot
+    /// costs about 150 bytes once used, and two bits for each connected peer.
     pub capacity: u32,
     /// Peers; indices at or above it are ignored.
     pub peers: usize,
@@ -30,7 +30,8 @@ pub struct SlotLimits {
 pub enum Origin {
     /// This node made it.
     Own,
-    /// Another member made it, and the replica validated it here. Relayed artifacts are adverted, never pushed.
+    /// Another member made it, and the replica validated it here. Relayed artifacts are adverted, never
+    /// pushed.
     Relay,
 }
 
@@ -82,14 +83,16 @@ pub struct Next<'a> {
 
 /// The table.
 ///
-/// - The replica's side: [`handle_broadcast`](Slots::handle_broadcast), [`handle_abort`](Slots::handle_abort).
-/// - The link's side: [`handle_connected`](Slots::handle_connected) once the peer has opened the topic, whose result goes out
-///   as a [`Resync`](crate::wire::Resync); then [`next_update`](Slots::next_update) whenever the link has room;
-///   [`put_back`](Slots::put_back) for what did not get out whole; [`handle_disconnected`](Slots::handle_disconnected).
+/// - The replica's side: [`handle_broadcast`](Slots::handle_broadcast),
+///   [`handle_abort`](Slots::handle_abort).
+/// - The link's side: [`handle_connected`](Slots::handle_connected) once the peer has opened the topic, whose
+///   result goes out as a [`Resync`](crate::wire::Resync); then [`next_update`](Slots::next_update) whenever
+///   the link has room; [`put_back`](Slots::put_back) for what did not get out whole;
+///   [`handle_disconnected`](Slots::handle_disconnected).
 ///
-/// Promises: one artifact per slot and one slot per artifact; versions grow with every change; of two changes to a slot only
-/// the newer is sent; a peer that may hold an entry of a slot which is free now gets exactly one `Clear` for it. Does not
-/// promise history: a peer that was away learns the table as it is.
+/// Promises: one artifact per slot and one slot per artifact; versions grow with every change; of two changes
+/// to a slot only the newer is sent; a peer that may hold an entry of a slot which is free now gets exactly
+/// one `Clear` for it. Does not promise history: a peer that was away learns the table as it is.
 #[derive(Debug)]
 pub struct Slots {
     limits: SlotLimits,
@@ -133,7 +136,8 @@ impl Slots {
         }
     }
 
-    /// Makes `active` active: in the lowest free slot, with a new version, to be told to every connected peer.
+    /// Makes `active` active: in the lowest free slot, with a new version, to be told to every connected
+    /// peer.
     pub fn handle_broadcast(&mut self, active: Active) -> Result<Slot, SlotsError> {
         if self.by_id.contains_key(&active.id) {
             return Err(SlotsError::Duplicate);
@@ -157,7 +161,8 @@ impl Slots {
         Ok(Slot(number))
     }
 
-    /// Ends the broadcast of `id`: a peer that was told, or may have been, has a `Clear` coming; others hear nothing.
+    /// Ends the broadcast of `id`: a peer that was told, or may have been, has a `Clear` coming; others hear
+    /// nothing.
     pub fn handle_abort(&mut self, id: &ArtifactId) -> Option<Active> {
         let Slot(number) = self.by_id.remove(id)?;
         let version = self.next_version();
@@ -176,11 +181,11 @@ impl Slots {
         active
     }
 
-    /// Begins a connection. Returns the table's version and the bitmap of occupied slots, which the caller sends as a
-    /// [`Resync`](crate::wire::Resync) on that connection.
+    /// Begins a connection. Returns the table's version and the bitmap of occupied slots, which the caller
+    /// sends as a [`Resync`](crate::wire::Resync) on that connection.
     ///
-    /// Every occupied slot is dirty, and counts as told from now on: the peer keeps its entry of an older connection in such
-    /// a slot, so an abort before the update went out must still say `Clear`.
+    /// Every occupied slot is dirty, and counts as told from now on: the peer keeps its entry of an older
+    /// connection in such a slot, so an abort before the update went out must still say `Clear`.
     pub fn handle_connected(&mut self, peer: PeerIndex) -> (Version, Bytes) {
         let mut dirty = DirtySet::new(self.limits.capacity);
         let mut occupied = vec![0u8; self.table.len().div_ceil(8)];
@@ -205,11 +210,12 @@ impl Slots {
         }
     }
 
-    /// Takes the next update out of the peer's dirty set; the caller sends it on the current connection, or puts it back.
+    /// Takes the next update out of the peer's dirty set; the caller sends it on the current connection, or
+    /// puts it back.
     ///
-    /// `knows` says whether the peer has named the artifact itself **on this connection** (an older claim may predate a
-    /// restart that lost the body). Such an artifact is passed over; where the peer may hold another entry of that slot, it
-    /// gets a `Clear`.
+    /// `knows` says whether the peer has named the artifact itself **on this connection** (an older claim may
+    /// predate a restart that lost the body). Such an artifact is passed over; where the peer may hold
+    /// another entry of that slot, it gets a `Clear`.
     pub fn next_update(
         &mut self,
         peer: PeerIndex,
@@ -234,8 +240,9 @@ impl Slots {
         }
     }
 
-    /// What [`next_update`](Slots::next_update) gave did not get out, or not whole: the batch had no room for it, or the push
-    /// was broken by a reset that was not ours. The slot is dirty again, and the peer counts as told of it.
+    /// What [`next_update`](Slots::next_update) gave did not get out, or not whole: the batch had no room for
+    /// it, or the push was broken by a reset that was not ours. The slot is dirty again, and the peer counts
+    /// as told of it.
     pub fn put_back(&mut self, peer: PeerIndex, slot: Slot) {
         if let Some(Some(link)) = self.links.get_mut(peer.index())
             && slot.index() < self.table.len()
