@@ -15,7 +15,7 @@ use crate::wire::MAX_SLOTS;
 #[derive(Debug, Clone, Copy)]
 pub struct SlotLimits {
     /// The most artifacts that are active at a time; above [`MAX_SLOTS`] it counts as [`MAX_SLOTS`]. A slot
-    /// costs about 150 bytes once used, and two bits for each connected peer.
+    /// costs about 150 bytes once used, and three bits for each connected peer.
     pub capacity: u32,
     /// Peers; indices at or above it are ignored.
     pub peers: usize,
@@ -115,11 +115,17 @@ struct Place {
 /// What one connection has been told and must still be told.
 #[derive(Debug)]
 struct Link {
-    dirty: DirtySet,
+    /// Dirty slots that take few bytes to tell: adverts and clears.
+    words: DirtySet,
+    /// Dirty slots whose body is pushed.
+    bodies: DirtySet,
     /// Slots of which the peer may hold an entry.
     told: DirtySet,
     /// Where the next search begins, so that low slots that change often cannot starve high ones.
     cursor: u32,
+    /// The slot that was taken out last, and whether the peer had been told of it before; until the table
+    /// changes.
+    last: Option<(u32, bool)>,
 }
 
 impl Slots {
@@ -148,6 +154,7 @@ impl Slots {
         let version = self.next_version();
         let number = self.holes.next_at_or_after(0).unwrap_or(self.table.len() as u32);
         self.by_id.insert(active.id, Slot(number));
+        let pushes = self.limits.pushes(&active);
         let place = Place { version, active: Some(active) };
         if self.holes.remove(number) {
             self.table[number as usize] = place;
@@ -155,7 +162,8 @@ impl Slots {
             self.table.push(place);
         }
         for link in self.links.iter_mut().flatten() {
-            link.dirty.insert(number);
+            link.last = None;
+            link.mark(number, pushes);
         }
         self.check();
         Ok(Slot(number))
@@ -171,10 +179,10 @@ impl Slots {
         let active = place.active.take();
         self.holes.insert(number);
         for link in self.links.iter_mut().flatten() {
+            link.last = None;
+            link.unmark(number);
             if link.told.contains(number) {
-                link.dirty.insert(number);
-            } else {
-                link.dirty.remove(number);
+                link.mark(number, false);
             }
         }
         self.check();
@@ -187,18 +195,21 @@ impl Slots {
     /// Every occupied slot is dirty, and counts as told from now on: the peer keeps its entry of an older
     /// connection in such a slot, so an abort before the update went out must still say `Clear`.
     pub fn handle_connected(&mut self, peer: PeerIndex) -> (Version, Bytes) {
-        let mut dirty = DirtySet::new(self.limits.capacity);
+        let empty = DirtySet::new(self.limits.capacity);
+        let (words, bodies, told) = (empty.clone(), empty.clone(), empty);
+        let mut link = Link { words, bodies, told, cursor: 0, last: None };
         let mut occupied = vec![0u8; self.table.len().div_ceil(8)];
         for (number, place) in self.table.iter().enumerate() {
-            if place.active.is_some() {
-                dirty.insert(number as u32);
+            if let Some(active) = &place.active {
+                link.mark(number as u32, self.limits.pushes(active));
+                link.told.insert(number as u32);
                 occupied[number / 8] |= 1 << (number % 8);
             }
         }
         let used = occupied.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
         occupied.truncate(used);
-        if let Some(link) = self.links.get_mut(peer.index()) {
-            *link = Some(Link { told: dirty.clone(), dirty, cursor: 0 });
+        if let Some(place) = self.links.get_mut(peer.index()) {
+            *place = Some(link);
         }
         (Version(self.version), Bytes::from(occupied))
     }
@@ -221,12 +232,30 @@ impl Slots {
         peer: PeerIndex,
         knows: &mut dyn FnMut(&ArtifactId) -> bool,
     ) -> Option<Next<'_>> {
+        self.next(peer, knows, true)
+    }
+
+    /// The same without pushes, for a link that has room for words only: pushes stay where they are.
+    pub fn next_word(
+        &mut self,
+        peer: PeerIndex,
+        knows: &mut dyn FnMut(&ArtifactId) -> bool,
+    ) -> Option<Next<'_>> {
+        self.next(peer, knows, false)
+    }
+
+    fn next(
+        &mut self,
+        peer: PeerIndex,
+        knows: &mut dyn FnMut(&ArtifactId) -> bool,
+        bodies: bool,
+    ) -> Option<Next<'_>> {
         let link = self.links.get_mut(peer.index())?.as_mut()?;
         loop {
-            let dirty = &mut link.dirty;
-            let number = dirty.next_at_or_after(link.cursor).or_else(|| dirty.next_at_or_after(0))?;
-            dirty.remove(number);
+            let number = link.next_dirty(bodies)?;
+            link.unmark(number);
             link.cursor = number + 1;
+            link.last = Some((number, link.told.contains(number)));
             let place = self.table.get(number as usize)?;
             let told = match &place.active {
                 Some(active) if !knows(&active.id) => {
@@ -240,26 +269,53 @@ impl Slots {
         }
     }
 
-    /// What [`next_update`](Slots::next_update) gave did not get out, or not whole: the batch had no room for
-    /// it, or the push was broken by a reset that was not ours. The slot is dirty again, and the peer counts
-    /// as told of it.
+    /// Undoes the [`next_update`](Slots::next_update) that gave `slot`, **at once**, before a byte of it has
+    /// left (the batch had no room for it): the peer counts as told of what it was told before.
     pub fn put_back(&mut self, peer: PeerIndex, slot: Slot) {
+        let Some(Some(link)) = self.links.get_mut(peer.index()) else { return };
+        match link.last.take() {
+            Some((last, false)) if last == slot.0 => {
+                link.told.remove(slot.0);
+                self.mark_again(peer, slot);
+            }
+            _ => self.handle_broken(peer, slot),
+        }
+    }
+
+    /// A push of `slot` broke on its way by a reset that was not ours: the slot is dirty again, and the peer
+    /// counts as told of it, for it may have seen the head.
+    pub fn handle_broken(&mut self, peer: PeerIndex, slot: Slot) {
         if let Some(Some(link)) = self.links.get_mut(peer.index())
             && slot.index() < self.table.len()
         {
+            link.last = None;
             link.told.insert(slot.0);
-            link.dirty.insert(slot.0);
+            self.mark_again(peer, slot);
+        }
+    }
+
+    fn mark_again(&mut self, peer: PeerIndex, slot: Slot) {
+        let Some(place) = self.table.get(slot.index()) else { return };
+        let pushes = place.active.as_ref().is_some_and(|active| self.limits.pushes(active));
+        if let Some(Some(link)) = self.links.get_mut(peer.index()) {
+            link.mark(slot.0, pushes);
         }
     }
 
     /// Whether the peer is connected and has something to hear (or to be passed over).
     pub fn has_updates(&self, peer: PeerIndex) -> bool {
-        matches!(self.links.get(peer.index()), Some(Some(link)) if !link.dirty.is_empty())
+        self.backlog(peer) > 0
+    }
+
+    /// Whether some of that is not a push.
+    pub fn has_words(&self, peer: PeerIndex) -> bool {
+        matches!(self.links.get(peer.index()), Some(Some(link)) if !link.words.is_empty())
     }
 
     /// Slots of which a connected peer must still hear.
     pub fn backlog(&self, peer: PeerIndex) -> usize {
-        self.links.get(peer.index()).and_then(Option::as_ref).map_or(0, |link| link.dirty.len())
+        let link = self.links.get(peer.index()).and_then(Option::as_ref);
+        link.map_or(0, |link| link.words.len() + link.bodies.len())
     }
 
     /// An active artifact and its slot.
@@ -308,6 +364,29 @@ impl Slots {
     fn check(&self) {
         debug_assert_eq!(self.by_id.len() + self.holes.len(), self.table.len());
         debug_assert!(self.table.len() <= self.capacity());
+    }
+}
+
+impl Link {
+    /// The peer must hear of a slot, which is dirty in one set at most.
+    fn mark(&mut self, number: u32, pushes: bool) {
+        self.unmark(number);
+        if pushes { &mut self.bodies } else { &mut self.words }.insert(number);
+    }
+
+    fn unmark(&mut self, number: u32) {
+        self.words.remove(number);
+        self.bodies.remove(number);
+    }
+
+    /// The next dirty slot from the cursor on, round the table.
+    fn next_dirty(&self, bodies: bool) -> Option<u32> {
+        let next = |from| {
+            let word = self.words.next_at_or_after(from);
+            let body = self.bodies.next_at_or_after(from).filter(|_| bodies);
+            word.into_iter().chain(body).min()
+        };
+        next(self.cursor).or_else(|| next(0))
     }
 }
 
@@ -525,13 +604,52 @@ mod tests {
     }
 
     #[test]
+    fn aborting_what_was_put_back_sends_nothing() {
+        let mut slots = one_peer();
+        slots.handle_broadcast(own(1, 5)).unwrap();
+        assert!(next(&mut slots).is_some());
+        slots.put_back(PEER, Slot(0));
+        slots.handle_abort(&id(1));
+        assert_eq!(next(&mut slots), None);
+    }
+
+    #[test]
+    fn what_the_peer_was_told_before_is_not_forgotten_by_putting_back() {
+        let mut slots = one_peer();
+        slots.handle_broadcast(own(1, 5)).unwrap();
+        drain(&mut slots);
+        slots.handle_abort(&id(1));
+        slots.handle_broadcast(own(2, 5)).unwrap();
+        assert!(next(&mut slots).is_some());
+        slots.put_back(PEER, Slot(0));
+        slots.handle_abort(&id(2));
+        assert_eq!(next(&mut slots), Some((0, 4, Told::Clear)));
+    }
+
+    #[test]
     fn aborting_a_push_that_broke_halfway_sends_a_clear() {
         let mut slots = one_peer();
         slots.handle_broadcast(own(1, 5)).unwrap();
         drain(&mut slots);
-        slots.put_back(PEER, Slot(0));
+        slots.handle_broken(PEER, Slot(0));
         slots.handle_abort(&id(1));
         assert_eq!(next(&mut slots), Some((0, 2, Told::Clear)));
+    }
+
+    #[test]
+    fn words_do_not_wait_for_pushes_on_a_link_without_room_for_bodies() {
+        let mut slots = one_peer();
+        for active in [own(1, 5), relay(2), own(3, 5)] {
+            slots.handle_broadcast(active).unwrap();
+        }
+        let word = slots.next_word(PEER, &mut |_| false).unwrap();
+        assert_eq!((word.slot, word.told), (Slot(1), Told::Advert(&relay(2))));
+        assert_eq!(slots.next_word(PEER, &mut |_| false), None);
+        assert!(!slots.has_words(PEER) && slots.backlog(PEER) == 2);
+        assert_eq!(next(&mut slots).map(|(slot, ..)| slot), Some(2), "the search goes round");
+        slots.handle_abort(&id(3));
+        let word = slots.next_word(PEER, &mut |_| false).unwrap();
+        assert_eq!((word.slot, word.told), (Slot(2), Told::Clear));
     }
 
     #[test]
