@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use crate::types::{ArtifactId, Attribute, NodeId, TopicId};
 
-/// What a peer says of an artifact. Nothing but `id` is proven, and that only once the body has come: another
-/// peer may announce the same id with another size or attribute, so each one's word is judged by itself.
+/// What a peer says of an artifact. Nothing but `id` is proven, and that only once the body has come: another peer may
+/// announce the same id with another size or attribute, so each one's word is judged by itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Advert {
     /// The topic.

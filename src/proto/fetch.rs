@@ -48,8 +48,7 @@ pub struct FetchLimits {
 /// A request for the link to send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Request {
-    /// Names it in [`Fetch::handle_progress`] and [`Fetch::handle_reply`]. Its highest bit is set
-    /// ([`FETCH_KEYS`]).
+    /// Names it in [`Fetch::handle_progress`] and [`Fetch::handle_reply`]. Its highest bit is set ([`FETCH_KEYS`]).
     pub key: StreamKey,
     /// The topic.
     pub topic: TopicId,
