@@ -11,9 +11,10 @@
 //! | [`difference`] | what a new membership record changes |
 //! | [`DirtySet`] | a set of slots: bits, and the next member in constant time |
 //!
-//! The engine composes them: it asks `Slots` for a peer's next update when that peer's link has room, feeds what peers say
-//! into `View`, and acts on the effects that come back. No machine knows another, reads a clock or draws from the system's
-//! randomness: time and seeds are arguments. Per-peer state is indexed by [`PeerIndex`](crate::types::PeerIndex).
+//! The engine composes them: it asks `Slots` for a peer's next update when that peer's link has room, feeds
+//! what peers say into `View`, and acts on the effects that come back. No machine knows another, reads a
+//! clock or draws from the system's randomness: time and seeds are arguments. Per-peer state is indexed by
+//! [`PeerIndex`](crate::types::PeerIndex).
 
 mod admit;
 mod dirty;

@@ -1,4 +1,5 @@
-//! Admission: what the replica's filter says of an advert, and the adverts that it wants to be asked about again.
+//! Admission: what the replica's filter says of an advert, and the adverts that it wants to be asked about
+//! again.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -28,7 +29,8 @@ impl Admission {
         Admission { filter, later: BTreeMap::new(), pass: None, panics: 0 }
     }
 
-    /// Asks the filter. A filter that panics is counted, and means `Later`: nothing is lost, nothing is spent.
+    /// Asks the filter. A filter that panics is counted, and means `Later`: nothing is lost, nothing is
+    /// spent.
     pub fn judge(&mut self, advert: &Advert) -> Verdict {
         let verdict = self.ask(advert);
         let key = (advert.id, advert.from);
@@ -60,8 +62,8 @@ impl Admission {
         self.later.remove(&(*id, *from));
     }
 
-    /// The replica says that its filter would judge differently now: all remembered adverts are judged again. Appends those
-    /// that are not `Later` any more, by id; they are forgotten.
+    /// The replica says that its filter would judge differently now: all remembered adverts are judged again.
+    /// Appends those that are not `Later` any more, by id; they are forgotten.
     pub fn handle_filter_changed(&mut self, fx: &mut Vec<(Advert, Verdict)>) {
         self.restart();
         self.judge_again(usize::MAX, fx);
@@ -72,8 +74,8 @@ impl Admission {
         self.pass = Some(Bound::Unbounded);
     }
 
-    /// Judges the next `at_most` adverts again, as [`handle_filter_changed`](Admission::handle_filter_changed) does; whether
-    /// more are left.
+    /// Judges the next `at_most` adverts again, as
+    /// [`handle_filter_changed`](Admission::handle_filter_changed) does; whether more are left.
     pub fn judge_again(&mut self, at_most: usize, fx: &mut Vec<(Advert, Verdict)>) -> bool {
         let Some(from) = self.pass.take() else { return false };
         let next = self.later.range((from, Bound::Unbounded)).take(at_most).map(|(key, _)| *key);

@@ -1,4 +1,5 @@
-//! A set of slots as a hierarchical bitmap: a bit per slot, and above each 64 words one word that says which are not empty.
+//! A set of slots as a hierarchical bitmap: a bit per slot, and above each 64 words one word that says which
+//! are not empty.
 
 use crate::wire::MAX_SLOTS;
 
@@ -7,8 +8,9 @@ const _: () = assert!(MAX_SLOTS as usize <= 64usize.pow(LEVELS as u32), "three l
 
 /// A set of numbers below a fixed capacity of at most [`MAX_SLOTS`].
 ///
-/// Every operation takes constant time (three words) but [`DirtySet::new`] and [`DirtySet::clear`]. Memory: `capacity` bits
-/// and a 63rd part more, whatever the set holds. Numbers at or above the capacity are never members.
+/// Every operation takes constant time (three words) but [`DirtySet::new`] and [`DirtySet::clear`]. Memory:
+/// `capacity` bits and a 63rd part more, whatever the set holds. Numbers at or above the capacity are never
+/// members.
 #[derive(Debug, Clone)]
 pub struct DirtySet {
     capacity: u32,

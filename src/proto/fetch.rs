@@ -1,11 +1,12 @@
-//! Which wanted bodies to ask for, and whom: one fetch per artifact, whatever the number of its advertisers, within budgets of
-//! requests and bytes per peer, per class and for the lane.
+//! Which wanted bodies to ask for, and whom: one fetch per artifact, whatever the number of its advertisers,
+//! within budgets of requests and bytes per peer, per class and for the lane.
 //!
-//! A fetch waits at each of its advertisers at once, and a link with room pulls the next request for its peer; so a stalled
-//! link holds nothing up. A peer that is slower than another with room leaves the request to that one for a moment, one time in
-//! ten (by default) to a random one, to keep learning. "Not found", a broken stream or wrong bytes moves on at once; silence is
-//! hedged at another advertiser, two requests at a time; when both are silent and a third peer could be asked, the older
-//! request is given up, so hostile members delay a body that an honest one has by at most one silence each.
+//! A fetch waits at each of its advertisers at once, and a link with room pulls the next request for its
+//! peer; so a stalled link holds nothing up. A peer that is slower than another with room leaves the request
+//! to that one for a moment, one time in ten (by default) to a random one, to keep learning. "Not found", a
+//! broken stream or wrong bytes moves on at once; silence is hedged at another advertiser, two requests at a
+//! time; when both are silent and a third peer could be asked, the older request is given up, so hostile
+//! members delay a body that an honest one has by at most one silence each.
 
 mod latency;
 mod peer;
@@ -29,10 +30,12 @@ pub struct FetchLimits {
     pub peers: usize,
     /// Requests in flight to one peer.
     pub per_peer: PerClass<u32>,
-    /// Announced bytes in flight from one peer. A larger body is fetched when nothing else of its class is in flight there.
+    /// Announced bytes in flight from one peer. A larger body is fetched when nothing else of its class is in
+    /// flight there.
     pub per_peer_bytes: PerClass<u64>,
-    /// Announced bytes in flight in the lane. A larger body is fetched when nothing else of its class is in flight, and one
-    /// that was refused for [`hedge_max`](FetchLimits::hedge_max) when any byte is free: the sum stays below this and one body.
+    /// Announced bytes in flight in the lane. A larger body is fetched when nothing else of its class is in
+    /// flight, and one that was refused for [`hedge_max`](FetchLimits::hedge_max) when any byte is free: the
+    /// sum stays below this and one body.
     pub lane_bytes: PerClass<u64>,
     /// The shortest silence that is hedged. So long, too, is a request left to a faster peer.
     pub hedge_min: Duration,
@@ -98,17 +101,21 @@ pub enum FetchEffect {
 
 /// The fetches of one lane, over all topics.
 ///
-/// - What the tables say: [`handle_wanted`](Fetch::handle_wanted), then [`handle_advertiser`](Fetch::handle_advertiser) for
-///   each peer that names the artifact; [`handle_unadvertised`](Fetch::handle_unadvertised);
-///   [`handle_cancel`](Fetch::handle_cancel) when the body came otherwise, or is not wanted or not advertised any more.
-/// - What links say: [`handle_connected`](Fetch::handle_connected), [`handle_disconnected`](Fetch::handle_disconnected),
-///   [`handle_progress`](Fetch::handle_progress), [`handle_reply`](Fetch::handle_reply).
-/// - What links ask: [`next_request`](Fetch::next_request) when there is room. `None` stands until the next reply, progress,
-///   connection, want or timeout, after which every link with [`has_requests`](Fetch::has_requests) should ask again.
+/// - What the tables say: [`handle_wanted`](Fetch::handle_wanted), then
+///   [`handle_advertiser`](Fetch::handle_advertiser) for each peer that names the artifact;
+///   [`handle_unadvertised`](Fetch::handle_unadvertised); [`handle_cancel`](Fetch::handle_cancel) when the
+///   body came otherwise, or is not wanted or not advertised any more.
+/// - What links say: [`handle_connected`](Fetch::handle_connected),
+///   [`handle_disconnected`](Fetch::handle_disconnected), [`handle_progress`](Fetch::handle_progress),
+///   [`handle_reply`](Fetch::handle_reply).
+/// - What links ask: [`next_request`](Fetch::next_request) when there is room. `None` stands until the next
+///   reply, progress, connection, want or timeout, after which every link with
+///   [`has_requests`](Fetch::has_requests) should ask again.
 /// - Time: [`handle_timeout`](Fetch::handle_timeout) when [`poll_timeout`](Fetch::poll_timeout) says so.
 ///
-/// Memory is bounded by what is wanted and advertised: about 250 bytes a fetch and 40 for each of its advertisers. A fetch is
-/// named by topic **and** id: a hostile advert of the same id under another topic is another fetch, and fails alone.
+/// Memory is bounded by what is wanted and advertised: about 250 bytes a fetch and 40 for each of its
+/// advertisers. A fetch is named by topic **and** id: a hostile advert of the same id under another topic is
+/// another fetch, and fails alone.
 #[derive(Debug)]
 pub struct Fetch {
     limits: FetchLimits,
@@ -164,8 +171,8 @@ impl Fetch {
         }
     }
 
-    /// `id` is wanted; nobody is asked before `not_before` (a relayed advert of a body that its maker would push waits a
-    /// grace). When it is wanted already, the earlier time counts.
+    /// `id` is wanted; nobody is asked before `not_before` (a relayed advert of a body that its maker would
+    /// push waits a grace). When it is wanted already, the earlier time counts.
     pub fn handle_wanted(
         &mut self,
         topic: TopicId,
@@ -199,7 +206,8 @@ impl Fetch {
         }
     }
 
-    /// `peer` no longer advertises `id`: a request to it is abandoned. The fetch goes on, and waits when nobody is left.
+    /// `peer` no longer advertises `id`: a request to it is abandoned. The fetch goes on, and waits when
+    /// nobody is left.
     pub fn handle_unadvertised(
         &mut self,
         topic: TopicId,
@@ -268,13 +276,14 @@ impl Fetch {
         flight.blamed = false;
         if flight.heard_at.replace(now).is_none() {
             state.latency.observe(now.saturating_since(flight.asked_at));
-            // From here on patience follows what was just measured; later progress only moves the deadline on, which the
-            // timer finds out when it fires.
+            // From here on patience follows what was just measured; later progress only moves the deadline
+            // on, which the timer finds out when it fires.
             self.settle(slot);
         }
     }
 
-    /// A request was answered. Tells which fetch it was; `None` when the request is not (or no more) in flight.
+    /// A request was answered. Tells which fetch it was; `None` when the request is not (or no more) in
+    /// flight.
     ///
     /// With `Found` the fetch is over and other requests for it are abandoned; else it goes on elsewhere.
     pub fn handle_reply(
@@ -318,8 +327,8 @@ impl Fetch {
         Some((topic, id))
     }
 
-    /// The most urgent request that `peer` should serve now, of class `at_least` or a more urgent one. It counts as in flight
-    /// from now on.
+    /// The most urgent request that `peer` should serve now, of class `at_least` or a more urgent one. It
+    /// counts as in flight from now on.
     pub fn next_request(&mut self, peer: PeerIndex, at_least: Class, now: Instant) -> Option<Request> {
         self.tick(now);
         let mut classes = Class::ALL.into_iter().filter(|class| *class <= at_least);
@@ -332,7 +341,8 @@ impl Fetch {
         self.peers.get(peer.index()).is_some_and(|peer| peer.connected && waiting(peer))
     }
 
-    /// Handles what is due: graces that end, silences, retries. A call handles a bounded number; the rest stays due.
+    /// Handles what is due: graces that end, silences, retries. A call handles a bounded number; the rest
+    /// stays due.
     pub fn handle_timeout(&mut self, now: Instant, fx: &mut Vec<FetchEffect>) {
         self.tick(now);
         let due: Vec<_> = self.timers.range(..=(now, Timer::LAST)).take(TIMERS_PER_STEP).copied().collect();
@@ -454,8 +464,8 @@ impl Fetch {
         if self.is_better_elsewhere(peer, ticket.slot) { Considered::Declined } else { Considered::Take }
     }
 
-    /// Whether a faster advertiser with room should have this fetch. It has that precedence for a moment only: its link may
-    /// have no room though its budget has.
+    /// Whether a faster advertiser with room should have this fetch. It has that precedence for a moment
+    /// only: its link may have no room though its budget has.
     fn is_better_elsewhere(&self, peer: PeerIndex, slot: usize) -> bool {
         let task = &self.tasks[slot];
         if task.open.is_none_or(|since| self.now >= since + self.limits.hedge_min) {

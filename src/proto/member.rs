@@ -38,7 +38,8 @@ pub enum MemberChange {
 pub struct MemberDifference {
     /// The changes, by key.
     pub changes: Vec<MemberChange>,
-    /// For each index in the old record, the same member's index in the new one. Those that stay keep their order.
+    /// For each index in the old record, the same member's index in the new one. Those that stay keep their
+    /// order.
     pub moved: Vec<Option<PeerIndex>>,
 }
 

@@ -186,18 +186,22 @@ impl Receiver {
     /// Asks for the next update; sometimes it does not get out, sometimes it gets out and counts as broken.
     fn pull(&mut self, peer: PeerIndex, slots: &mut Slots, rng: &mut Rng) -> bool {
         let fate = rng.below(8);
-        let Some(Next { slot, version, told }) = slots.next_update(peer, &mut |_| false) else {
-            return false;
+        let next = match fate {
+            7 if slots.has_words(peer) => slots.next_word(peer, &mut |_| false),
+            _ => slots.next_update(peer, &mut |_| false),
         };
+        let Some(Next { slot, version, told }) = next else { return false };
         let message = match told {
             Told::Push(active) | Told::Advert(active) => Message::Set(slot, version, active.id),
             Told::Clear => Message::Clear(slot, version),
         };
-        if fate > 0 {
-            self.flying.push_back(message);
-        }
-        if fate < 2 {
-            slots.put_back(peer, slot);
+        match fate {
+            0 => slots.put_back(peer, slot),
+            1 => {
+                self.flying.push_back(message);
+                slots.handle_broken(peer, slot);
+            }
+            _ => self.flying.push_back(message),
         }
         true
     }

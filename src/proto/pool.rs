@@ -1,5 +1,6 @@
-//! The bodies of one topic in one lane, in two byte budgets: what the replica has validated (or made), and what peers sent and
-//! the replica has not judged yet. A flood of the second kind never takes room from the first.
+//! The bodies of one topic in one lane, in two byte budgets: what the replica has validated (or made), and
+//! what peers sent and the replica has not judged yet. A flood of the second kind never takes room from the
+//! first.
 
 use bytes::Bytes;
 
@@ -10,7 +11,8 @@ use crate::types::{ArtifactId, Attribute, IdMap, KeyedState, PeerIndex, Rng};
 pub struct PoolLimits {
     /// Bytes of validated bodies. Their number is bounded by the slots of this node's own table.
     pub validated_bytes: u64,
-    /// Bytes of bodies that the replica has not judged. Their number is bounded by the slots of the peers' tables.
+    /// Bytes of bodies that the replica has not judged. Their number is bounded by the slots of the peers'
+    /// tables.
     pub unvalidated_bytes: u64,
 }
 
@@ -77,8 +79,8 @@ impl Pool {
         Pool { limits, held, validated: 0, unvalidated: 0 }
     }
 
-    /// Takes a body that the replica made: validated from the start. One that a peer sent before is promoted; one that is
-    /// validated already stays as it is.
+    /// Takes a body that the replica made: validated from the start. One that a peer sent before is promoted;
+    /// one that is validated already stays as it is.
     pub fn insert_own(&mut self, id: ArtifactId, bytes: Bytes, attribute: Attribute) -> Result<(), PoolFull> {
         match self.validate(&id) {
             Promotion::Promoted(_) | Promotion::Already(_) => Ok(()),

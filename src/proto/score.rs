@@ -1,7 +1,7 @@
 //! What each peer has done wrong: exact counts by kind, and a standing that heals with time.
 //!
-//! A standing only orders peers (who is asked last); by itself it never ends a connection or drops a word, for then a
-//! hostile member could provoke faults to part two honest ones.
+//! A standing only orders peers (who is asked last); by itself it never ends a connection or drops a word,
+//! for then a hostile member could provoke faults to part two honest ones.
 
 use std::time::Duration;
 
@@ -18,7 +18,8 @@ pub enum Fault {
     OverLimit,
     /// More requests than it may have in flight, or the same one over and over.
     Flood,
-    /// A request that it advertised to serve was answered "not found", or broke. Happens between honest peers, too.
+    /// A request that it advertised to serve was answered "not found", or broke. Happens between honest
+    /// peers, too.
     Unserved,
     /// It let a request wait until another peer was asked. Happens between honest peers, too.
     Silence,
@@ -76,7 +77,8 @@ struct Record {
 
 /// Points from which a standing is poor.
 const POOR: u64 = 500;
-/// Points beyond which faults add nothing: the worst standing heals in [`MOST`]` / `[`HEAL_PER_SECOND`] seconds.
+/// Points beyond which faults add nothing: the worst standing heals in [`MOST`]` / `[`HEAL_PER_SECOND`]
+/// seconds.
 const MOST: u64 = 3000;
 /// Points that a second without faults takes away.
 const HEAL_PER_SECOND: u64 = 10;

@@ -1,9 +1,9 @@
-//! Sender half of the abortable broadcast, for one topic in one lane: which artifact occupies which slot, and what each peer
-//! must still be told.
+//! Sender half of the abortable broadcast, for one topic in one lane: which artifact occupies which slot, and
+//! what each peer must still be told.
 //!
-//! What a peer must still hear is a set of slots, not a queue of messages: an update is built from the slot's content at the
-//! moment the link has room. So an abort before sending costs nothing, a slot that changed five times is sent once, a stalled
-//! peer costs bits, and a new connection is "all dirty".
+//! What a peer must still hear is a set of slots, not a queue of messages: an update is built from the slot's
+//! content at the moment the link has room. So an abort before sending costs nothing, a slot that changed
+//! five times is sent once, a stalled peer costs bits, and a new connection is "all dirty".
 
 use bytes::Bytes;
 
@@ -14,8 +14,8 @@ use crate::wire::MAX_SLOTS;
 /// Sizes of one topic's table.
 #[derive(Debug, Clone, Copy)]
 pub struct SlotLimits {
-    /// The most artifacts that are active at a time; above [`MAX_SLOTS`] it counts as [`MAX_SLOTS`]. A slot costs about 150
-    /// bytes once used, and two bits for each connected peer.
+    /// The most artifacts that are active at a time; above [`MAX_SLOTS`] it counts as [`MAX_SLOTS`]. A slot
+    /// costs about 150 bytes once used, and three bits for each connected peer.
     pub capacity: u32,
     /// Peers; indices at or above it are ignored.
     pub peers: usize,
@@ -30,7 +30,8 @@ pub struct SlotLimits {
 pub enum Origin {
     /// This node made it.
     Own,
-    /// Another member made it, and the replica validated it here. Relayed artifacts are adverted, never pushed.
+    /// Another member made it, and the replica validated it here. Relayed artifacts are adverted, never
+    /// pushed.
     Relay,
 }
 
@@ -82,14 +83,16 @@ pub struct Next<'a> {
 
 /// The table.
 ///
-/// - The replica's side: [`handle_broadcast`](Slots::handle_broadcast), [`handle_abort`](Slots::handle_abort).
-/// - The link's side: [`handle_connected`](Slots::handle_connected) once the peer has opened the topic, whose result goes out
-///   as a [`Resync`](crate::wire::Resync); then [`next_update`](Slots::next_update) whenever the link has room;
-///   [`put_back`](Slots::put_back) for what did not get out whole; [`handle_disconnected`](Slots::handle_disconnected).
+/// - The replica's side: [`handle_broadcast`](Slots::handle_broadcast),
+///   [`handle_abort`](Slots::handle_abort).
+/// - The link's side: [`handle_connected`](Slots::handle_connected) once the peer has opened the topic, whose
+///   result goes out as a [`Resync`](crate::wire::Resync); then [`next_update`](Slots::next_update) whenever
+///   the link has room; [`put_back`](Slots::put_back) for what did not get out whole;
+///   [`handle_disconnected`](Slots::handle_disconnected).
 ///
-/// Promises: one artifact per slot and one slot per artifact; versions grow with every change; of two changes to a slot only
-/// the newer is sent; a peer that may hold an entry of a slot which is free now gets exactly one `Clear` for it. Does not
-/// promise history: a peer that was away learns the table as it is.
+/// Promises: one artifact per slot and one slot per artifact; versions grow with every change; of two changes
+/// to a slot only the newer is sent; a peer that may hold an entry of a slot which is free now gets exactly
+/// one `Clear` for it. Does not promise history: a peer that was away learns the table as it is.
 #[derive(Debug)]
 pub struct Slots {
     limits: SlotLimits,
@@ -112,11 +115,17 @@ struct Place {
 /// What one connection has been told and must still be told.
 #[derive(Debug)]
 struct Link {
-    dirty: DirtySet,
+    /// Dirty slots that take few bytes to tell: adverts and clears.
+    words: DirtySet,
+    /// Dirty slots whose body is pushed.
+    bodies: DirtySet,
     /// Slots of which the peer may hold an entry.
     told: DirtySet,
     /// Where the next search begins, so that low slots that change often cannot starve high ones.
     cursor: u32,
+    /// The slot that was taken out last, and whether the peer had been told of it before; until the table
+    /// changes.
+    last: Option<(u32, bool)>,
 }
 
 impl Slots {
@@ -133,7 +142,8 @@ impl Slots {
         }
     }
 
-    /// Makes `active` active: in the lowest free slot, with a new version, to be told to every connected peer.
+    /// Makes `active` active: in the lowest free slot, with a new version, to be told to every connected
+    /// peer.
     pub fn handle_broadcast(&mut self, active: Active) -> Result<Slot, SlotsError> {
         if self.by_id.contains_key(&active.id) {
             return Err(SlotsError::Duplicate);
@@ -144,6 +154,7 @@ impl Slots {
         let version = self.next_version();
         let number = self.holes.next_at_or_after(0).unwrap_or(self.table.len() as u32);
         self.by_id.insert(active.id, Slot(number));
+        let pushes = self.limits.pushes(&active);
         let place = Place { version, active: Some(active) };
         if self.holes.remove(number) {
             self.table[number as usize] = place;
@@ -151,13 +162,15 @@ impl Slots {
             self.table.push(place);
         }
         for link in self.links.iter_mut().flatten() {
-            link.dirty.insert(number);
+            link.last = None;
+            link.mark(number, pushes);
         }
         self.check();
         Ok(Slot(number))
     }
 
-    /// Ends the broadcast of `id`: a peer that was told, or may have been, has a `Clear` coming; others hear nothing.
+    /// Ends the broadcast of `id`: a peer that was told, or may have been, has a `Clear` coming; others hear
+    /// nothing.
     pub fn handle_abort(&mut self, id: &ArtifactId) -> Option<Active> {
         let Slot(number) = self.by_id.remove(id)?;
         let version = self.next_version();
@@ -166,34 +179,37 @@ impl Slots {
         let active = place.active.take();
         self.holes.insert(number);
         for link in self.links.iter_mut().flatten() {
+            link.last = None;
+            link.unmark(number);
             if link.told.contains(number) {
-                link.dirty.insert(number);
-            } else {
-                link.dirty.remove(number);
+                link.mark(number, false);
             }
         }
         self.check();
         active
     }
 
-    /// Begins a connection. Returns the table's version and the bitmap of occupied slots, which the caller sends as a
-    /// [`Resync`](crate::wire::Resync) on that connection.
+    /// Begins a connection. Returns the table's version and the bitmap of occupied slots, which the caller
+    /// sends as a [`Resync`](crate::wire::Resync) on that connection.
     ///
-    /// Every occupied slot is dirty, and counts as told from now on: the peer keeps its entry of an older connection in such
-    /// a slot, so an abort before the update went out must still say `Clear`.
+    /// Every occupied slot is dirty, and counts as told from now on: the peer keeps its entry of an older
+    /// connection in such a slot, so an abort before the update went out must still say `Clear`.
     pub fn handle_connected(&mut self, peer: PeerIndex) -> (Version, Bytes) {
-        let mut dirty = DirtySet::new(self.limits.capacity);
+        let empty = DirtySet::new(self.limits.capacity);
+        let (words, bodies, told) = (empty.clone(), empty.clone(), empty);
+        let mut link = Link { words, bodies, told, cursor: 0, last: None };
         let mut occupied = vec![0u8; self.table.len().div_ceil(8)];
         for (number, place) in self.table.iter().enumerate() {
-            if place.active.is_some() {
-                dirty.insert(number as u32);
+            if let Some(active) = &place.active {
+                link.mark(number as u32, self.limits.pushes(active));
+                link.told.insert(number as u32);
                 occupied[number / 8] |= 1 << (number % 8);
             }
         }
         let used = occupied.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
         occupied.truncate(used);
-        if let Some(link) = self.links.get_mut(peer.index()) {
-            *link = Some(Link { told: dirty.clone(), dirty, cursor: 0 });
+        if let Some(place) = self.links.get_mut(peer.index()) {
+            *place = Some(link);
         }
         (Version(self.version), Bytes::from(occupied))
     }
@@ -205,22 +221,41 @@ impl Slots {
         }
     }
 
-    /// Takes the next update out of the peer's dirty set; the caller sends it on the current connection, or puts it back.
+    /// Takes the next update out of the peer's dirty set; the caller sends it on the current connection, or
+    /// puts it back.
     ///
-    /// `knows` says whether the peer has named the artifact itself **on this connection** (an older claim may predate a
-    /// restart that lost the body). Such an artifact is passed over; where the peer may hold another entry of that slot, it
-    /// gets a `Clear`.
+    /// `knows` says whether the peer has named the artifact itself **on this connection** (an older claim may
+    /// predate a restart that lost the body). Such an artifact is passed over; where the peer may hold
+    /// another entry of that slot, it gets a `Clear`.
     pub fn next_update(
         &mut self,
         peer: PeerIndex,
         knows: &mut dyn FnMut(&ArtifactId) -> bool,
     ) -> Option<Next<'_>> {
+        self.next(peer, knows, true)
+    }
+
+    /// The same without pushes, for a link that has room for words only: pushes stay where they are.
+    pub fn next_word(
+        &mut self,
+        peer: PeerIndex,
+        knows: &mut dyn FnMut(&ArtifactId) -> bool,
+    ) -> Option<Next<'_>> {
+        self.next(peer, knows, false)
+    }
+
+    fn next(
+        &mut self,
+        peer: PeerIndex,
+        knows: &mut dyn FnMut(&ArtifactId) -> bool,
+        bodies: bool,
+    ) -> Option<Next<'_>> {
         let link = self.links.get_mut(peer.index())?.as_mut()?;
         loop {
-            let dirty = &mut link.dirty;
-            let number = dirty.next_at_or_after(link.cursor).or_else(|| dirty.next_at_or_after(0))?;
-            dirty.remove(number);
+            let number = link.next_dirty(bodies)?;
+            link.unmark(number);
             link.cursor = number + 1;
+            link.last = Some((number, link.told.contains(number)));
             let place = self.table.get(number as usize)?;
             let told = match &place.active {
                 Some(active) if !knows(&active.id) => {
@@ -234,25 +269,53 @@ impl Slots {
         }
     }
 
-    /// What [`next_update`](Slots::next_update) gave did not get out, or not whole: the batch had no room for it, or the push
-    /// was broken by a reset that was not ours. The slot is dirty again, and the peer counts as told of it.
+    /// Undoes the [`next_update`](Slots::next_update) that gave `slot`, **at once**, before a byte of it has
+    /// left (the batch had no room for it): the peer counts as told of what it was told before.
     pub fn put_back(&mut self, peer: PeerIndex, slot: Slot) {
+        let Some(Some(link)) = self.links.get_mut(peer.index()) else { return };
+        match link.last.take() {
+            Some((last, false)) if last == slot.0 => {
+                link.told.remove(slot.0);
+                self.mark_again(peer, slot);
+            }
+            _ => self.handle_broken(peer, slot),
+        }
+    }
+
+    /// A push of `slot` broke on its way by a reset that was not ours: the slot is dirty again, and the peer
+    /// counts as told of it, for it may have seen the head.
+    pub fn handle_broken(&mut self, peer: PeerIndex, slot: Slot) {
         if let Some(Some(link)) = self.links.get_mut(peer.index())
             && slot.index() < self.table.len()
         {
+            link.last = None;
             link.told.insert(slot.0);
-            link.dirty.insert(slot.0);
+            self.mark_again(peer, slot);
+        }
+    }
+
+    fn mark_again(&mut self, peer: PeerIndex, slot: Slot) {
+        let Some(place) = self.table.get(slot.index()) else { return };
+        let pushes = place.active.as_ref().is_some_and(|active| self.limits.pushes(active));
+        if let Some(Some(link)) = self.links.get_mut(peer.index()) {
+            link.mark(slot.0, pushes);
         }
     }
 
     /// Whether the peer is connected and has something to hear (or to be passed over).
     pub fn has_updates(&self, peer: PeerIndex) -> bool {
-        matches!(self.links.get(peer.index()), Some(Some(link)) if !link.dirty.is_empty())
+        self.backlog(peer) > 0
+    }
+
+    /// Whether some of that is not a push.
+    pub fn has_words(&self, peer: PeerIndex) -> bool {
+        matches!(self.links.get(peer.index()), Some(Some(link)) if !link.words.is_empty())
     }
 
     /// Slots of which a connected peer must still hear.
     pub fn backlog(&self, peer: PeerIndex) -> usize {
-        self.links.get(peer.index()).and_then(Option::as_ref).map_or(0, |link| link.dirty.len())
+        let link = self.links.get(peer.index()).and_then(Option::as_ref);
+        link.map_or(0, |link| link.words.len() + link.bodies.len())
     }
 
     /// An active artifact and its slot.
@@ -301,6 +364,29 @@ impl Slots {
     fn check(&self) {
         debug_assert_eq!(self.by_id.len() + self.holes.len(), self.table.len());
         debug_assert!(self.table.len() <= self.capacity());
+    }
+}
+
+impl Link {
+    /// The peer must hear of a slot, which is dirty in one set at most.
+    fn mark(&mut self, number: u32, pushes: bool) {
+        self.unmark(number);
+        if pushes { &mut self.bodies } else { &mut self.words }.insert(number);
+    }
+
+    fn unmark(&mut self, number: u32) {
+        self.words.remove(number);
+        self.bodies.remove(number);
+    }
+
+    /// The next dirty slot from the cursor on, round the table.
+    fn next_dirty(&self, bodies: bool) -> Option<u32> {
+        let next = |from| {
+            let word = self.words.next_at_or_after(from);
+            let body = self.bodies.next_at_or_after(from).filter(|_| bodies);
+            word.into_iter().chain(body).min()
+        };
+        next(self.cursor).or_else(|| next(0))
     }
 }
 
@@ -518,13 +604,52 @@ mod tests {
     }
 
     #[test]
+    fn aborting_what_was_put_back_sends_nothing() {
+        let mut slots = one_peer();
+        slots.handle_broadcast(own(1, 5)).unwrap();
+        assert!(next(&mut slots).is_some());
+        slots.put_back(PEER, Slot(0));
+        slots.handle_abort(&id(1));
+        assert_eq!(next(&mut slots), None);
+    }
+
+    #[test]
+    fn what_the_peer_was_told_before_is_not_forgotten_by_putting_back() {
+        let mut slots = one_peer();
+        slots.handle_broadcast(own(1, 5)).unwrap();
+        drain(&mut slots);
+        slots.handle_abort(&id(1));
+        slots.handle_broadcast(own(2, 5)).unwrap();
+        assert!(next(&mut slots).is_some());
+        slots.put_back(PEER, Slot(0));
+        slots.handle_abort(&id(2));
+        assert_eq!(next(&mut slots), Some((0, 4, Told::Clear)));
+    }
+
+    #[test]
     fn aborting_a_push_that_broke_halfway_sends_a_clear() {
         let mut slots = one_peer();
         slots.handle_broadcast(own(1, 5)).unwrap();
         drain(&mut slots);
-        slots.put_back(PEER, Slot(0));
+        slots.handle_broken(PEER, Slot(0));
         slots.handle_abort(&id(1));
         assert_eq!(next(&mut slots), Some((0, 2, Told::Clear)));
+    }
+
+    #[test]
+    fn words_do_not_wait_for_pushes_on_a_link_without_room_for_bodies() {
+        let mut slots = one_peer();
+        for active in [own(1, 5), relay(2), own(3, 5)] {
+            slots.handle_broadcast(active).unwrap();
+        }
+        let word = slots.next_word(PEER, &mut |_| false).unwrap();
+        assert_eq!((word.slot, word.told), (Slot(1), Told::Advert(&relay(2))));
+        assert_eq!(slots.next_word(PEER, &mut |_| false), None);
+        assert!(!slots.has_words(PEER) && slots.backlog(PEER) == 2);
+        assert_eq!(next(&mut slots).map(|(slot, ..)| slot), Some(2), "the search goes round");
+        slots.handle_abort(&id(3));
+        let word = slots.next_word(PEER, &mut |_| false).unwrap();
+        assert_eq!((word.slot, word.told), (Slot(2), Told::Clear));
     }
 
     #[test]

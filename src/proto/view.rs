@@ -1,9 +1,9 @@
-//! Receiver half of the abortable broadcast, for one topic in one lane: a table per peer of what it says that its slots hold,
-//! and from all of them who advertises what.
+//! Receiver half of the abortable broadcast, for one topic in one lane: a table per peer of what it says that
+//! its slots hold, and from all of them who advertises what.
 //!
-//! Streams are not ordered, so updates carry versions and the newest wins: of two statements about a slot the one of the later
-//! connection, or of the same connection and the higher version. A version never outlives its connection: `u64::MAX` blocks
-//! its slot only until the next one.
+//! Streams are not ordered, so updates carry versions and the newest wins: of two statements about a slot the
+//! one of the later connection, or of the same connection and the higher version. A version never outlives
+//! its connection: `u64::MAX` blocks its slot only until the next one.
 
 use crate::types::{ArtifactId, ConnectionNumber, IdMap, KeyedState, PeerIndex, Rng, Slot, Version};
 use crate::wire::{MAX_SLOTS, Resync};
@@ -11,8 +11,8 @@ use crate::wire::{MAX_SLOTS, Resync};
 /// Sizes of one topic's tables.
 #[derive(Debug, Clone, Copy)]
 pub struct ViewLimits {
-    /// Slots that are kept of each peer; above [`MAX_SLOTS`] it counts as [`MAX_SLOTS`]. A used slot costs about 60 bytes
-    /// (in pages of 64 slots), and 32 to 120 more for an artifact that it names.
+    /// Slots that are kept of each peer; above [`MAX_SLOTS`] it counts as [`MAX_SLOTS`]. A used slot costs
+    /// about 60 bytes (in pages of 64 slots), and 32 to 120 more for an artifact that it names.
     pub slots_per_peer: u32,
     /// Peers; updates of indices at or above it are over the limit.
     pub peers: usize,
@@ -60,8 +60,9 @@ const PAGE: usize = 64;
 
 /// The tables of all peers.
 ///
-/// Every `handle_*` appends exact effects in order: an id is `Advertised` once per peer that begins to name it, however many
-/// of its slots do, and `Withdrawn` once, when the last of them is gone. An update that names the same id again has none.
+/// Every `handle_*` appends exact effects in order: an id is `Advertised` once per peer that begins to name
+/// it, however many of its slots do, and `Withdrawn` once, when the last of them is gone. An update that
+/// names the same id again has none.
 #[derive(Debug)]
 pub struct View {
     limits: ViewLimits,
@@ -134,8 +135,9 @@ impl View {
         self.put(peer, slot, Entry { connection, version, id: None }, fx)
     }
 
-    /// `peer` states its whole table: what older connections left in slots that are not occupied is dropped, and they have
-    /// nothing to add from now on. Entries of this connection stay, for they may be newer than the statement.
+    /// `peer` states its whole table: what older connections left in slots that are not occupied is dropped,
+    /// and they have nothing to add from now on. Entries of this connection stay, for they may be newer than
+    /// the statement.
     pub fn handle_resync(
         &mut self,
         peer: PeerIndex,
@@ -170,8 +172,8 @@ impl View {
         self.holder(peer, id).is_some()
     }
 
-    /// Whether `peer` names `id` and has done so on `connection` or later: an older claim may predate a restart that lost the
-    /// body. This is what [`Slots::next_update`](super::Slots::next_update) asks.
+    /// Whether `peer` names `id` and has done so on `connection` or later: an older claim may predate a
+    /// restart that lost the body. This is what [`Slots::next_update`](super::Slots::next_update) asks.
     pub fn advertises_since(&self, peer: PeerIndex, connection: ConnectionNumber, id: &ArtifactId) -> bool {
         self.holder(peer, id).is_some_and(|holder| holder.connection >= connection)
     }

@@ -224,16 +224,16 @@ fn get_place(cursor: &mut Cursor<'_>) -> Result<(TopicId, Slot, Version), WireEr
 const PLACE: usize = 2 + 4 + 8;
 
 impl Frame {
-    /// Bytes that [`Frame::encode`] appends, at most.
+    /// Bytes that [`Frame::encode`] appends.
     pub fn encoded_len(&self) -> usize {
-        FRAME_HEADER
-            + match self {
-                Frame::Hello(_) => 32 + 2 + 2 + 8 + 8,
-                Frame::Open(_) => 2 + 4 + 4,
-                Frame::Resync(resync) => 2 + 8 + resync.occupied.len(),
-                Frame::Update(update) => Update::encoded_len(&update.change),
-                Frame::Refused(_) => PLACE + 1,
-            }
+        let payload = match self {
+            Frame::Hello(_) => 32 + 2 + 2 + 8 + 8,
+            Frame::Open(_) => 2 + 4 + 4,
+            Frame::Resync(resync) => 2 + 8 + resync.occupied.len(),
+            Frame::Update(update) => return Update::encoded_len(&update.change),
+            Frame::Refused(_) => PLACE + 1,
+        };
+        FRAME_HEADER + payload
     }
 
     /// Appends the frame. A [`Resync`] covers at most [`MAX_SLOTS`], a pushed body fits [`MAX_FRAME`] with its fields: larger

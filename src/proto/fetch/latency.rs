@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use super::Outcome;
 
-/// Smoothed time from request to first byte and its deviation, as RFC 6298 §2 smooths round trips; and recent failures.
+/// Smoothed time from request to first byte and its deviation, as RFC 6298 §2 smooths round trips; and recent
+/// failures.
 #[derive(Debug, Default)]
 pub(super) struct Latency {
     smoothed: Option<(Duration, Duration)>,

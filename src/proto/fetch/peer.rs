@@ -1,4 +1,5 @@
-//! What the fetches of a lane know of one peer: what waits for it, what is in flight to it, and how it has answered.
+//! What the fetches of a lane know of one peer: what waits for it, what is in flight to it, and how it has
+//! answered.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -22,9 +23,11 @@ pub(super) struct Peer {
 /// Fetches that wait for a peer, first come first served.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
-    /// Some have lost their meaning, because their fetch is over or its advertiser gone; they are skipped when met.
+    /// Some have lost their meaning, because their fetch is over or its advertiser gone; they are skipped
+    /// when met.
     pub(super) tickets: VecDeque<Ticket>,
-    /// How many of those there are: never more than half of the queue and a few, so memory follows what is advertised.
+    /// How many of those there are: never more than half of the queue and a few, so memory follows what is
+    /// advertised.
     pub(super) stale: usize,
 }
 

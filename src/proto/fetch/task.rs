@@ -175,9 +175,9 @@ impl Task {
         self.flights.iter().all(|flight| self.deadline(flight, peers, limits) <= now)
     }
 
-    /// When patience with a request ends: after a silence that is long for its peer, or when it has lasted too long in all. A
-    /// peer that trickles bytes must not hold up what others have. Each request of a fetch gets twice the time of the one
-    /// before, for when it is this node's own link that is slow.
+    /// When patience with a request ends: after a silence that is long for its peer, or when it has lasted
+    /// too long in all. A peer that trickles bytes must not hold up what others have. Each request of a fetch
+    /// gets twice the time of the one before, for when it is this node's own link that is slow.
     fn deadline(&self, flight: &Flight, peers: &[Peer], limits: &FetchLimits) -> Instant {
         if flight.blamed {
             return flight.asked_at;
