@@ -254,7 +254,7 @@ impl Quic {
             }
             DatagramEvent::NewConnection(incoming) => self.handle_incoming(now, incoming),
             DatagramEvent::Response(transmit) => {
-                self.respond(transmit, answer);
+                self.respond(&transmit, answer);
                 None
             }
         }
@@ -449,13 +449,13 @@ impl Quic {
     }
 
     /// Queues a packet of the endpoint itself.
-    fn respond(&mut self, transmit: quinn_proto::Transmit, mut bytes: Vec<u8>) {
+    fn respond(&mut self, transmit: &quinn_proto::Transmit, mut bytes: Vec<u8>) {
         if self.responses.len() >= MAX_RESPONSES {
             self.shared.counters.responses_dropped += 1;
             return;
         }
         bytes.truncate(transmit.size);
-        self.responses.push_back((of_quinn(&transmit), bytes));
+        self.responses.push_back((of_quinn(transmit), bytes));
     }
 
     /// Lets a stranger's first packet in, or not.
@@ -477,7 +477,7 @@ impl Quic {
                 match self.endpoint.retry(incoming, &mut answer) {
                     Ok(transmit) => {
                         self.shared.counters.retries += 1;
-                        self.respond(transmit, answer);
+                        self.respond(&transmit, answer);
                     }
                     Err(refused) => self.endpoint.ignore(refused.into_incoming()),
                 }
@@ -504,7 +504,7 @@ impl Quic {
                 let reason = driver::rejection(&refused.cause);
                 self.shared.counters.reject(reason);
                 if let Some(transmit) = refused.response {
-                    self.respond(transmit, answer);
+                    self.respond(&transmit, answer);
                 }
                 None
             }

@@ -189,6 +189,10 @@ impl QuicConfig {
         let mut probing = MtuDiscoveryConfig::default();
         // Without a larger bound this still climbs back to `mtu` after a black hole.
         probing.upper_bound(self.mtu_discovery_bound.unwrap_or(self.mtu).max(self.mtu));
+        // Ten segments, as in TCP (RFC 6928): quinn's 14,720 bytes are fewer than one of the largest datagrams, and with a
+        // window below one datagram nothing is ever sent.
+        let mut congestion = CubicConfig::default();
+        congestion.initial_window(10 * u64::from(self.mtu));
         let mut transport = TransportConfig::default();
         transport
             .max_concurrent_uni_streams(self.uni_streams.into())
@@ -218,7 +222,7 @@ impl QuicConfig {
             .allow_spin(false)
             .datagram_receive_buffer_size(None)
             .datagram_send_buffer_size(0)
-            .congestion_controller_factory(Arc::new(CubicConfig::default()))
+            .congestion_controller_factory(Arc::new(congestion))
             .enable_segmentation_offload(true);
         Ok(Arc::new(transport))
     }

@@ -112,7 +112,7 @@ impl Door {
         let members = source.members.max(1);
         // Sources that have shown their address have a budget of their own: a spoofer cannot spend it.
         let pace = if validated { &mut source.validated } else { &mut source.handshakes };
-        if !(crowded && !validated) && pace.take(now, Self::INTERVAL / members, Self::BURST * members) {
+        if (validated || !crowded) && pace.take(now, Self::INTERVAL / members, Self::BURST * members) {
             return Verdict::Accept;
         }
         if !validated && self.retries.take(now, Self::RETRY_INTERVAL, Self::RETRY_BURST) {

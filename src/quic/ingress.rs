@@ -181,10 +181,10 @@ impl Ingress {
         };
         // Whether it asks for a packet does not matter: whoever reads polls the connection for packets afterwards.
         let _ = chunks.finalize();
-        if let (Reading::Reply(reply), true, Pause::Blocked) = (&mut reading, arrived, pause) {
-            if std::mem::replace(&mut reply.turn, shared.turn) != shared.turn {
-                shared.emit(*peer, Incoming::Progress { key: reply.key });
-            }
+        if let (Reading::Reply(reply), true, Pause::Blocked) = (&mut reading, arrived, pause)
+            && std::mem::replace(&mut reply.turn, shared.turn) != shared.turn
+        {
+            shared.emit(*peer, Incoming::Progress { key: reply.key });
         }
         self.settle(io, stream, reading, pause)
     }
