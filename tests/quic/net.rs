@@ -26,12 +26,20 @@ pub(crate) struct Path {
     pub(crate) jitter: Duration,
     /// One in so many is lost; 0 for none.
     pub(crate) lose_one_in: u64,
+    /// One in so many has a wrong byte.
+    pub(crate) damage_one_in: u64,
+    /// One in so many arrives twice.
+    pub(crate) repeat_one_in: u64,
 }
 
-pub(crate) const PERFECT: Path =
-    Path { delay: Duration::from_millis(1), jitter: Duration::ZERO, lose_one_in: 0 };
-pub(crate) const LOSSY: Path =
-    Path { delay: Duration::from_millis(1), jitter: Duration::from_micros(500), lose_one_in: 20 };
+pub(crate) const PERFECT: Path = Path {
+    delay: Duration::from_millis(1),
+    jitter: Duration::ZERO,
+    lose_one_in: 0,
+    damage_one_in: 0,
+    repeat_one_in: 0,
+};
+pub(crate) const LOSSY: Path = Path { jitter: Duration::from_micros(500), lose_one_in: 20, ..PERFECT };
 
 pub(crate) enum Machine {
     Quic(Box<Quic>),
@@ -225,16 +233,19 @@ impl Net {
             if self.rng.one_in(self.path.lose_one_in) {
                 continue;
             }
-            let jitter = self.rng.below(self.path.jitter.as_nanos() as u64);
-            let at = self.now + self.path.delay + Duration::from_nanos(jitter);
-            let received = Received {
-                from: source,
-                ecn: transmit.ecn,
-                stride: transmit.segment,
-                data: BytesMut::from(datagram),
-            };
-            self.sequence += 1;
-            self.in_flight.insert((at, self.sequence), (to, received));
+            let mut data = BytesMut::from(datagram);
+            if self.rng.one_in(self.path.damage_one_in) {
+                let at = self.rng.below(data.len() as u64) as usize;
+                data[at] ^= 1 << self.rng.below(8);
+            }
+            for _ in 0..1 + u8::from(self.rng.one_in(self.path.repeat_one_in)) {
+                let jitter = self.rng.below(self.path.jitter.as_nanos() as u64);
+                let at = self.now + self.path.delay + Duration::from_nanos(jitter);
+                let (stride, data) = (transmit.segment, data.clone());
+                self.sequence += 1;
+                let received = Received { from: source, ecn: transmit.ecn, stride, data };
+                self.in_flight.insert((at, self.sequence), (to, received));
+            }
         }
     }
 

@@ -17,11 +17,11 @@ fn update(slot: u32, change: Change) -> Frame {
     Frame::Update(Update { topic: TOPIC, slot: Slot(slot), version: Version(u64::from(slot)), change })
 }
 
-fn small(slot: u32) -> Frame {
+pub(crate) fn small(slot: u32) -> Frame {
     update(slot, Change::Push { attribute: Attribute::EMPTY, body: body(slot.into(), 900) })
 }
 
-fn batch(class: Class, frames: &[Frame]) -> Outgoing {
+pub(crate) fn batch(class: Class, frames: &[Frame]) -> Outgoing {
     let mut builder = BatchBuilder::new(64 << 10);
     frames.iter().for_each(|frame| builder.push(frame));
     Outgoing::Batch { class, bytes: builder.finish() }
@@ -38,16 +38,16 @@ fn head(topic: TopicId, body: &Bytes) -> PushHead {
     }
 }
 
-fn push(class: Class, key: u64, body: Bytes) -> Outgoing {
+pub(crate) fn push(class: Class, key: u64, body: Bytes) -> Outgoing {
     Outgoing::Push { class, key: StreamKey(key), head: head(TOPIC, &body).encode(), body }
 }
 
-fn fetch(key: u64, id: ArtifactId, limit: u32) -> Outgoing {
+pub(crate) fn fetch(key: u64, id: ArtifactId, limit: u32) -> Outgoing {
     let request = FetchRequest { topic: TOPIC, id };
     Outgoing::Fetch { class: Class::Normal, key: StreamKey(key), request, limit }
 }
 
-fn answer(key: StreamKey, reply: Reply<Bytes>) -> Outgoing {
+pub(crate) fn answer(key: StreamKey, reply: Reply<Bytes>) -> Outgoing {
     Outgoing::Reply { class: Class::Normal, key, reply }
 }
 
