@@ -72,7 +72,8 @@ fn a_restarted_acceptor_is_noticed_at_the_next_packet_and_redialled_at_once() {
     let (mut net, keys) = connected(PERFECT, 2);
     net.run_for(10 * SECOND);
     restart(&mut net, &keys, 1, 99);
-    // One keep-alive interval until a packet goes out; then one round trip to the reset and one or two to the handshake.
+    // One keep-alive interval until a packet goes out; then one round trip to the reset and one or two to the
+    // handshake.
     net.run(Duration::from_millis(1020), |net| net.connected(0) == 2 && net.connected(1) == 2);
     assert_eq!(reasons(&net, 0), [Disconnect::Restarted]);
     assert!(numbers(&net, 0, 1).is_sorted_by(|a, b| a < b));

@@ -1,4 +1,5 @@
-//! Peers and strangers that do as they please: each is turned away for its own reason, and costs nobody else anything.
+//! Peers and strangers that do as they please: each is turned away for its own reason, and costs nobody else
+//! anything.
 
 use std::time::Duration;
 
@@ -17,7 +18,8 @@ use super::rogue::{Guise, Rogue, Shows};
 const SECOND: Duration = Duration::from_secs(1);
 const ALPN: &[u8] = b"corecast/1";
 
-/// Members 1 and 2 connected; the lowest member's place (node 0) taken by a rogue in `guise`, which dials node 1.
+/// Members 1 and 2 connected; the lowest member's place (node 0) taken by a rogue in `guise`, which dials
+/// node 1.
 fn with_rogue(guise: impl FnOnce(&[Identity]) -> Guise<'_>) -> (Net, Vec<Identity>) {
     let (mut net, keys) = mesh(PERFECT, 3);
     let rogue = Rogue::dial(net.epoch, net.now, address(1), &guise(&keys));
@@ -181,7 +183,8 @@ fn there_is_no_early_data_and_no_ticket() {
     assert!(!connection.has_0rtt() && !connection.accepted_0rtt());
     let received = connection.stats().frame_rx;
     assert_eq!(received.new_token, 0);
-    // A ticket would come in a CRYPTO frame of its own after the handshake's: the server's first flight is all there is.
+    // A ticket would come in a CRYPTO frame of its own after the handshake's: the server's first flight is
+    // all there is.
     assert!(received.crypto <= 3, "{} CRYPTO frames", received.crypto);
 }
 
