@@ -4,9 +4,9 @@
 //! or a connection, this layer never sees a table; between them lie [`wire::Outgoing`](crate::wire::Outgoing)
 //! and [`wire::Incoming`](crate::wire::Incoming). It reads no clock, opens no socket and starts no thread.
 //!
-//! Identity is an Ed25519 key, shown as a raw public key (RFC 7250): TLS 1.3 only, both sides authenticated,
-//! nothing parsed before authentication but 44 fixed bytes. Of two members the one with the lower id dials.
-//! There is no 0-RTT, no ticket, no address token beyond Retry, no migration.
+//! Identity is an Ed25519 key, shown as a raw public key (RFC 7250): TLS 1.3 only, both sides authenticated, no
+//! certificate to parse (a key is 44 fixed bytes). Of two members the one with the lower id dials. There is no
+//! 0-RTT, no ticket, no address token beyond Retry, no migration.
 //!
 //! What a peer can make us hold is bounded by [`QuicConfig`]; what a stranger can make us hold, by the member
 //! count.

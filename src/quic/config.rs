@@ -21,9 +21,9 @@ use crate::types::{HashKind, Instant, Membership, NodeId, Rng, TopicId};
 /// added while the lane runs, so it is asked anew for every body.
 pub type HashOf = Arc<dyn Fn(TopicId) -> Option<HashKind> + Send + Sync>;
 
-/// Settings of one lane's [`Quic`](super::Quic). The memory that one peer can cost is at most
-/// `connection_window + send_window + urgent_reserve`, plus `(pushes_in_assembly + own fetches) ×
-/// artifact_limit`.
+/// Settings of one lane's [`Quic`](super::Quic). The payload that one peer can make us hold is at most
+/// `connection_window + send_window + urgent_reserve`, plus `(pushes_in_assembly + own fetches) × artifact_limit`;
+/// quinn's bookkeeping comes on top, and what the engine has sent and `room` did not yet refuse.
 #[derive(Clone)]
 pub struct QuicConfig {
     /// This node's key.
