@@ -1,3 +1,4 @@
 //! (to come)
 
 pub mod io;
+pub mod preflight;
