@@ -9,8 +9,8 @@ use corecast::node::preflight::{self, Needs, PreflightError};
 /// Set in the child that runs under the filter.
 const CHILD: &str = "CORECAST_TEST_WITHOUT_IO_URING";
 
-/// Answers EPERM to io_uring_setup, io_uring_enter and io_uring_register (the same numbers on every architecture), for this process
-/// and what it starts.
+/// Answers EPERM to io_uring_setup, io_uring_enter and io_uring_register (the same numbers on every
+/// architecture), for this process and what it starts.
 fn forbid_io_uring() {
     const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
     const AT_LEAST: u16 = (libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K) as u16;
