@@ -140,7 +140,11 @@ fn a_removed_member_is_gone_and_a_new_one_dialled() {
         net.quic(node).set_membership(now, &whole);
     }
     net.run(5 * SECOND, |net| net.connected(0) == 4 && net.connected(1) == 3);
-    assert_eq!(net.quic(1).counters().traffic.connections, 3, "one with 2, and with 0 one before and one after");
+    assert_eq!(
+        net.quic(1).counters().traffic.connections,
+        3,
+        "one with 2, and with 0 one before and one after"
+    );
 }
 
 #[test]
