@@ -1,1 +1,5 @@
 //! (to come)
+
+pub mod keyfile;
+pub mod registry;
+pub mod textfile;
