@@ -2,7 +2,11 @@
 
 pub(crate) mod cores;
 pub(crate) mod fault;
-#[cfg(test)]
+pub(crate) mod flow;
+#[allow(clippy::unwrap_used)]
 pub(crate) mod hub;
+pub(crate) mod latency;
+pub(crate) mod loopback;
 pub(crate) mod port;
+pub(crate) mod stop;
 pub(crate) mod terminal;

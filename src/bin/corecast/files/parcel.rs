@@ -20,6 +20,8 @@ const MAGIC: &[u8; 4] = b"ccF1";
 const PREFIX: usize = 7;
 /// Bytes between a chunk's path and its content.
 const CHUNK_HEAD: usize = 32;
+/// Bytes between a manifest's path and its ids.
+const MANIFEST_HEAD: usize = 60;
 /// Chunks of one file: a manifest stays near 1 MiB, and a file of 8 MiB chunks may have 256 GiB.
 pub(crate) const MAX_CHUNKS: u32 = 1 << 15;
 
@@ -94,7 +96,7 @@ pub(crate) fn chunk_head(path: &RelPath, transfer: &Transfer, index: u32) -> Vec
 
 /// A manifest's artifact.
 pub(crate) fn manifest(path: &RelPath, transfer: &Transfer, hash: &[u8; 32], chunks: &[ArtifactId]) -> Bytes {
-    let mut bytes = head(2, path, 64 + 32 * chunks.len());
+    let mut bytes = head(2, path, MANIFEST_HEAD + 32 * chunks.len());
     put_transfer(&mut bytes, transfer);
     bytes.extend_from_slice(hash);
     chunks.iter().for_each(|id| bytes.extend_from_slice(&id.0));
@@ -109,6 +111,12 @@ pub(crate) fn whole_room(path: &RelPath, max_artifact: usize) -> usize {
 /// The same for a chunk.
 pub(crate) fn chunk_room(path: &RelPath, max_artifact: usize) -> usize {
     whole_room(path, max_artifact).saturating_sub(CHUNK_HEAD)
+}
+
+/// The most chunks that a manifest can name.
+pub(crate) fn manifest_room(path: &RelPath, max_artifact: usize) -> u32 {
+    let ids = whole_room(path, max_artifact).saturating_sub(MANIFEST_HEAD) / 32;
+    u32::try_from(ids).unwrap_or(u32::MAX).min(MAX_CHUNKS)
 }
 
 fn head(kind: u8, path: &RelPath, more: usize) -> Vec<u8> {
@@ -217,6 +225,8 @@ mod tests {
         let transfer = Transfer { tag: [0; 16], size: 1 << 20, stride: room as u32 };
         assert_eq!(chunk_head(&path(), &transfer, 0).len() + room, 1000);
         assert_eq!(whole_head(&path(), 0).len() + whole_room(&path(), 1000), 1000);
+        let ids = vec![ArtifactId([0; 32]); manifest_room(&path(), 1000) as usize];
+        assert!((969..=1000).contains(&manifest(&path(), &transfer, &[0; 32], &ids).len()));
     }
 
     #[test]

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use corecast::types::ArtifactId;
 
 use super::folder::open_plain;
-use super::parcel::{self, MAX_CHUNKS, Transfer};
+use super::parcel::{self, Transfer};
 use super::relpath::RelPath;
 use crate::subnet::fault::{Exit, Fault};
 
@@ -71,8 +71,9 @@ impl Pieces {
         } else {
             let stride = u32::try_from(parcel::chunk_room(path, max_artifact)).unwrap_or(u32::MAX);
             let transfer = Transfer { tag: tag(path, &before), size: before.size, stride };
-            if stride == 0 || transfer.chunks() > MAX_CHUNKS {
-                let most = u64::from(MAX_CHUNKS) * u64::from(stride);
+            let most_chunks = parcel::manifest_room(path, max_artifact);
+            if stride == 0 || transfer.chunks() > most_chunks {
+                let most = u64::from(most_chunks) * u64::from(stride);
                 let size = before.size;
                 let problem = format!(
                     "{}: has {size} bytes; with artifacts of {max_artifact} bytes at most {most} can be sent",
@@ -204,28 +205,28 @@ mod tests {
 
     #[test]
     fn a_file_that_fits_is_one_artifact_and_one_byte_more_makes_it_several() {
-        let (root, path) = file(&[7; 92]);
-        assert!(matches!(all(root.path(), &path, 100).as_slice(), [Parcel::Whole { .. }]));
-        fs::write(root.path().join("f"), [7; 93]).unwrap();
-        let parcels = all(root.path(), &path, 100);
+        let (root, path) = file(&[7; 192]);
+        assert!(matches!(all(root.path(), &path, 200).as_slice(), [Parcel::Whole { .. }]));
+        fs::write(root.path().join("f"), [7; 193]).unwrap();
+        let parcels = all(root.path(), &path, 200);
         assert_eq!(parcels.len(), 3);
         let Some(Parcel::Manifest { transfer, hash, chunks, .. }) = parcels.last() else { panic!() };
-        assert_eq!((transfer.size, transfer.stride, chunks.len()), (93, 60, 2));
-        assert_eq!(*hash, *blake3::hash(&[7; 93]).as_bytes());
+        assert_eq!((transfer.size, transfer.stride, chunks.len()), (193, 160, 2));
+        assert_eq!(*hash, *blake3::hash(&[7; 193]).as_bytes());
     }
 
     #[test]
     fn an_empty_file_is_one_artifact() {
         let (root, path) = file(b"");
         assert!(
-            matches!(all(root.path(), &path, 100).as_slice(), [Parcel::Whole { content, .. }] if content.is_empty())
+            matches!(all(root.path(), &path, 200).as_slice(), [Parcel::Whole { content, .. }] if content.is_empty())
         );
     }
 
     #[test]
     fn the_same_file_gives_the_same_artifacts_again() {
-        let (root, path) = file(&[1; 200]);
-        assert_eq!(all(root.path(), &path, 100), all(root.path(), &path, 100));
+        let (root, path) = file(&[1; 400]);
+        assert_eq!(all(root.path(), &path, 200), all(root.path(), &path, 200));
     }
 
     #[test]
@@ -240,17 +241,17 @@ mod tests {
                 }
             }
         };
-        let (root, path) = file(&[1; 200]);
-        let pieces = Pieces::open(root.path(), &path, 100).unwrap();
+        let (root, path) = file(&[1; 400]);
+        let pieces = Pieces::open(root.path(), &path, 200).unwrap();
         fs::write(source(&root), [1; 100]).unwrap();
         assert!(rest(pieces).contains("changed while it was read"));
-        let pieces = Pieces::open(root.path(), &path, 100).unwrap();
-        fs::write(source(&root), [1; 300]).unwrap();
+        let pieces = Pieces::open(root.path(), &path, 200).unwrap();
+        fs::write(source(&root), [1; 500]).unwrap();
         assert!(rest(pieces).contains("changed while it was read"));
-        let pieces = Pieces::open(root.path(), &path, 100).unwrap();
+        let pieces = Pieces::open(root.path(), &path, 200).unwrap();
         fs::remove_file(source(&root)).unwrap();
         assert!(rest(pieces).contains("vanished after it was listed"));
-        assert!(Pieces::open(root.path(), &path, 100).unwrap_err().to_string().contains("vanished"));
+        assert!(Pieces::open(root.path(), &path, 200).unwrap_err().to_string().contains("vanished"));
     }
 
     #[test]
@@ -258,14 +259,14 @@ mod tests {
         let (root, path) = file(b"x");
         fs::rename(root.path().join("f"), root.path().join("g")).unwrap();
         std::os::unix::fs::symlink(root.path().join("g"), root.path().join("f")).unwrap();
-        assert!(Pieces::open(root.path(), &path, 100).is_err());
+        assert!(Pieces::open(root.path(), &path, 200).is_err());
     }
 
     #[test]
     fn a_file_of_too_many_chunks_is_refused_with_the_arithmetic() {
         let (root, path) = file(b"");
         File::options().write(true).open(root.path().join("f")).unwrap().set_len(1 << 30).unwrap();
-        let fault = Pieces::open(root.path(), &path, 100).unwrap_err().to_string();
-        assert!(fault.contains("at most 1966080 can be sent"), "{fault}");
+        let fault = Pieces::open(root.path(), &path, 200).unwrap_err().to_string();
+        assert!(fault.contains("at most 640 can be sent"), "{fault}");
     }
 }
