@@ -1,6 +1,31 @@
-//! corecast: a node, a subnet in one process, and the files that both need.
+//! corecast: a node, a subnet in one process, and the keys and registries that both need.
+
+mod cli;
+mod devnet;
 mod files;
+mod identity;
 #[path = "../subnet/mod.rs"]
 mod subnet;
 
-fn main() {}
+use std::process::ExitCode;
+
+use cli::{Cli, Command};
+use subnet::terminal;
+
+/// Megabyte bodies come and go thousands of times a second; the system allocator returns them to the kernel each time.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    let done = terminal::parse::<Cli>().and_then(|cli| match cli.map(|cli| cli.command) {
+        None => Ok(()),
+        Some(Command::Devnet(options)) => devnet::run(&options),
+        Some(Command::Node(_)) => Ok(()),
+        Some(Command::Keygen(options)) => identity::keygen(&options),
+        Some(Command::Registry(command)) => identity::registry(command),
+    });
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(fault) => fault.report("corecast"),
+    }
+}
