@@ -5,13 +5,17 @@ use corecast::node::registry::{Record, RegistryFile};
 use corecast::types::Member;
 
 use crate::cli::{Add, Keygen, Registry};
-use crate::subnet::fault::Fault;
+use crate::subnet::fault::{Exit, Fault};
 use crate::subnet::terminal::say;
 
 /// Makes a key file and prints the node's id.
 pub(crate) fn keygen(options: &Keygen) -> Result<(), Fault> {
     let key = SecretKey::generate()?;
-    key.create(&options.out)?;
+    key.create(&options.out).map_err(|error| match Fault::from(error) {
+        // A folder that is missing on the way to an output.
+        fault if fault.exit == Exit::NoInput => Fault::new(Exit::CannotCreate, fault.to_string()),
+        fault => fault,
+    })?;
     say(&key.node_id().to_string())
 }
 
@@ -39,7 +43,7 @@ fn add(options: Add) -> Result<(), Fault> {
         (Some(id), _) => id,
         (None, Some(path)) => SecretKey::load(&path)?.node_id(),
         (None, None) => {
-            return Err(Fault::new(crate::subnet::fault::Exit::Usage, "--id or --key-file is needed"));
+            return Err(Fault::new(Exit::Usage, "--id or --key-file is needed"));
         }
     };
     let member = Member { id, addresses: options.address };

@@ -1,10 +1,12 @@
 //! corecast: a node, a subnet in one process, and the keys and registries that both need.
 
 mod cli;
+mod daemon;
 mod devnet;
 mod files;
 mod identity;
 #[path = "../subnet/mod.rs"]
+#[allow(dead_code, reason = "each tool uses its part")]
 mod subnet;
 
 use std::process::ExitCode;
@@ -20,7 +22,7 @@ fn main() -> ExitCode {
     let done = terminal::parse::<Cli>().and_then(|cli| match cli.map(|cli| cli.command) {
         None => Ok(()),
         Some(Command::Devnet(options)) => devnet::run(&options),
-        Some(Command::Node(_)) => Ok(()),
+        Some(Command::Node(options)) => daemon::run(&options),
         Some(Command::Keygen(options)) => identity::keygen(&options),
         Some(Command::Registry(command)) => identity::registry(command),
     });

@@ -2,6 +2,7 @@
 
 mod report;
 #[path = "../subnet/mod.rs"]
+#[allow(dead_code, reason = "each tool uses its part")]
 mod subnet;
 mod usage;
 mod workload;

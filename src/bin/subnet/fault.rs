@@ -12,7 +12,6 @@ use corecast::node::textfile::TextFileError;
 /// Exit codes: those of sysexits.h, and the shell's for an interrupt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
-#[allow(dead_code, reason = "each tool uses some of them")]
 pub(crate) enum Exit {
     /// Flags and arguments.
     Usage = 64,

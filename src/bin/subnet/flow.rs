@@ -517,11 +517,11 @@ mod tests {
 
     #[test]
     fn what_is_lost_or_comes_twice_is_counted() {
-        let lossy = Mishaps { lose: Some(50), repeat: None };
+        let lossy = Mishaps { lose: Some(50), ..Mishaps::default() };
         let outcome = run_on(&mut hub::start(3, &topics(), lossy), vec![closed(0, 0, &[100], 4)]);
         // Each of the four in flight ends up waiting for a delivery that was dropped.
         assert_eq!(outcome.flaws, Flaws { lost: 4, twice: 0, foreign: 0 });
-        let twice = Mishaps { lose: None, repeat: Some(50) };
+        let twice = Mishaps { repeat: Some(50), ..Mishaps::default() };
         let outcome = run_on(&mut hub::start(3, &topics(), twice), vec![closed(0, 0, &[100], 4)]);
         assert!(outcome.flaws.twice > 0 && outcome.flaws.lost == 0);
     }

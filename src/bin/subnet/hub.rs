@@ -14,12 +14,11 @@ use crossbeam_channel::{Receiver, Sender, TryRecvError, unbounded};
 use super::fault::Fault;
 use super::port::{Arrival, Counters, Feed, Host, Port, Refusal, Subnet};
 
-/// The largest artifact of this subnet.
-pub(crate) const ARTIFACT_BYTES: usize = 64 << 10;
-
 /// What goes wrong on purpose.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Mishaps {
+    /// Larger artifacts are refused; 0 means any size.
+    pub(crate) artifact_bytes: usize,
     /// Every n-th delivery is dropped.
     pub(crate) lose: Option<u64>,
     /// Every n-th delivery comes twice.
@@ -41,7 +40,7 @@ struct HubPort {
 
 impl Port for HubPort {
     fn broadcast(&self, bytes: Bytes) -> Result<ArtifactId, Refusal> {
-        if bytes.len() > ARTIFACT_BYTES {
+        if self.mishaps.artifact_bytes > 0 && bytes.len() > self.mishaps.artifact_bytes {
             return Err(Refusal::TooLarge);
         }
         let id = HashKind::Blake3.id(&bytes);

@@ -8,5 +8,6 @@ pub(crate) mod hub;
 pub(crate) mod latency;
 pub(crate) mod loopback;
 pub(crate) mod port;
+pub(crate) mod single;
 pub(crate) mod stop;
 pub(crate) mod terminal;

@@ -278,6 +278,8 @@ mod tests {
     use corecast::config::Settings;
     use std::fs;
 
+    const ARTIFACT_BYTES: usize = 64 << 10;
+
     struct Setting {
         _root: tempfile::TempDir,
         source: Source,
@@ -296,7 +298,7 @@ mod tests {
         let source = super::super::source::list(&input).unwrap();
         let folders = super::super::source::make_out(&input, &out, nodes).unwrap();
         let mut settings = Settings::default();
-        settings.artifact_bytes = hub::ARTIFACT_BYTES as u32;
+        settings.artifact_bytes = ARTIFACT_BYTES as u32;
         let topics = vec![super::super::file_topic()];
         let plan = Plan { nodes, lanes: 1, cores: vec![0], spin: Duration::ZERO, settings, topics };
         Setting { _root: root, source, folders, plan }
@@ -304,6 +306,7 @@ mod tests {
 
     impl Setting {
         fn exchange(&self, mishaps: Mishaps, stop: &Stop) -> Result<(Totals, f64), Fault> {
+            let mishaps = Mishaps { artifact_bytes: ARTIFACT_BYTES, ..mishaps };
             let mut subnet = hub::start(usize::from(self.plan.nodes), &self.plan.topics, mishaps);
             exchange(&mut subnet, &self.plan, &self.source, &self.folders, false, stop)
         }
@@ -317,7 +320,7 @@ mod tests {
     fn files_of_every_size_come_to_every_node() {
         let many: Vec<(String, usize)> = (0..200).map(|i| (format!("many/{}/{i}", i % 7), i * 3)).collect();
         let mut files: Vec<(&str, usize)> = many.iter().map(|(name, size)| (name.as_str(), *size)).collect();
-        files.extend([("empty", 0), ("equal-a", 500), ("large", 5_000_000), ("edge", hub::ARTIFACT_BYTES)]);
+        files.extend([("empty", 0), ("equal-a", 500), ("large", 5_000_000), ("edge", ARTIFACT_BYTES)]);
         let setting = setting(&files, 3);
         let (totals, _) = setting.exchange(Mishaps::default(), &Stop::default()).unwrap();
         assert_eq!(setting.difference(), None);
@@ -349,7 +352,7 @@ mod tests {
     #[test]
     fn a_delivery_that_comes_twice_is_told() {
         let setting = setting(&[("a", 100), ("b", 100), ("c", 100)], 2);
-        let twice = Mishaps { lose: None, repeat: Some(2) };
+        let twice = Mishaps { repeat: Some(2), ..Mishaps::default() };
         let fault = setting.exchange(twice, &Stop::default()).unwrap_err();
         assert_eq!(fault.exit, Exit::Software);
         assert!(fault.to_string().contains("twice"));

@@ -53,11 +53,6 @@ impl Folder {
         remove_partial(&partial).map_err(|error| Fault::at(&partial, "cannot be removed", &error))
     }
 
-    /// Where the files go.
-    pub(crate) fn root(&self) -> &Path {
-        &self.root
-    }
-
     /// A name inside the hidden folder that nothing has yet.
     pub(crate) fn partial_name(&self) -> PathBuf {
         let number = self.next.fetch_add(1, Ordering::Relaxed);

@@ -18,7 +18,7 @@ use crate::subnet::fault::{Exit, Fault};
 
 /// A file that is being read.
 ///
-/// Call `next` until it gives `None`; after each artifact but the last, say with `sent` under which id it was broadcast.
+/// Call `next` until it gives `None`. It gives the same artifact until `sent` says under which id it was broadcast.
 #[derive(Debug)]
 pub(crate) struct Pieces {
     path: RelPath,
@@ -28,7 +28,7 @@ pub(crate) struct Pieces {
     plan: Plan,
     hasher: blake3::Hasher,
     sent: Vec<ArtifactId>,
-    done: bool,
+    waiting: Option<Bytes>,
 }
 
 #[derive(Debug)]
@@ -50,10 +50,6 @@ impl Stamp {
     pub(crate) fn of(metadata: &Metadata) -> Stamp {
         let modified = (metadata.mtime(), metadata.mtime_nsec());
         Stamp { device: metadata.dev(), inode: metadata.ino(), size: metadata.size(), modified }
-    }
-
-    pub(crate) fn size(&self) -> u64 {
-        self.size
     }
 }
 
@@ -84,7 +80,7 @@ impl Pieces {
             Plan::Chunks(transfer)
         };
         let hasher = blake3::Hasher::new();
-        Ok(Pieces { path: path.clone(), source, file, before, plan, hasher, sent: Vec::new(), done: false })
+        Ok(Pieces { path: path.clone(), source, file, before, plan, hasher, sent: Vec::new(), waiting: None })
     }
 
     /// The file as it was when it was opened.
@@ -102,20 +98,24 @@ impl Pieces {
 
     /// The artifact that `next` gave is active under `id`.
     pub(crate) fn sent(&mut self, id: ArtifactId) {
+        self.waiting = None;
         self.sent.push(id);
     }
 
     /// The next artifact's bytes.
     pub(crate) fn next(&mut self) -> Result<Option<Bytes>, Fault> {
-        if self.done {
-            return Ok(None);
+        if self.waiting.is_none() && self.sent.len() < self.count() {
+            self.waiting = Some(self.make()?);
         }
+        Ok(self.waiting.clone())
+    }
+
+    fn make(&mut self) -> Result<Bytes, Fault> {
         let Plan::Chunks(transfer) = &self.plan else {
-            self.done = true;
             let size = self.before.size as usize;
             let body = self.read_after(parcel::whole_head(&self.path, size), size)?;
             self.check_unchanged()?;
-            return Ok(Some(body));
+            return Ok(body);
         };
         let transfer = transfer.clone();
         let index = self.sent.len() as u32;
@@ -124,12 +124,11 @@ impl Pieces {
             let head_len = head.len();
             let body = self.read_after(head, transfer.len_of(index) as usize)?;
             self.hasher.update(&body[head_len..]);
-            return Ok(Some(body));
+            return Ok(body);
         }
-        self.done = true;
         self.check_unchanged()?;
         let hash = *self.hasher.finalize().as_bytes();
-        Ok(Some(parcel::manifest(&self.path, &transfer, &hash, &self.sent)))
+        Ok(parcel::manifest(&self.path, &transfer, &hash, &self.sent))
     }
 
     /// Reads exactly `count` bytes behind `head`.
