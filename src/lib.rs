@@ -1,4 +1,58 @@
-//! corecast: abortable broadcast for BFT subnets.
+//! corecast: abortable broadcast for Byzantine-fault-tolerant subnets.
+//!
+//! Every node of a subnet makes *artifacts* (blocks, shares, messages), and each must reach every other member unless its maker
+//! takes it back. corecast carries them over mutually authenticated QUIC, one pinned io_uring executor per core, with every
+//! table, queue and buffer bounded.
+//!
+//! ```no_run
+//! use corecast::{Class, Config, Event, Identity, Node, RegistryFile, TopicConfig, TopicId};
+//!
+//! fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     let key = Identity::from_pkcs8(corecast::SecretKey::load("node.key".as_ref())?.pkcs8())?;
+//!     let node = Node::start(Config::new(key, RegistryFile::new("registry.toml")))?;
+//!     let (topic, deliveries) = node.topic(TopicConfig::new(TopicId(1), "shares").class(Class::High))?;
+//!
+//!     let mine = topic.broadcast("a signature share")?; // never waits
+//!     while let Some(event) = deliveries.recv() {
+//!         match event {
+//!             Event::Delivered { artifact, from } => {
+//!                 println!("{} from {from}: {} bytes", artifact.id, artifact.bytes.len());
+//!                 topic.validate(&artifact.id)?; // relay it
+//!             }
+//!             Event::Withdrawn { id } => println!("{id} is no longer wanted"),
+//!         }
+//!         topic.abort(&mine)?; // once it is not needed any more
+//!     }
+//!     Ok(())
+//! }
+//! ```
+//!
+//! # The house
+//!
+//! A pure core and a thin shell. Nothing below [`node`] reads a clock, opens a socket or draws randomness: the core is handed all
+//! three. Arrows point one way and `tests/tidy.rs` holds them: [`types`] ← [`wire`], [`sync`], [`metrics`], [`config`] ←
+//! [`proto`] ← [`engine`]; [`quic`] uses wire and types; `node` uses everything.
+//!
+//! ```text
+//! out    replica → handle → lane queue → engine → pool, slots → per-peer dirty set → egress by class → quic stream → datagrams
+//! in     datagrams → quic → frame → engine → view → admit → (push) pool → deliver   or   (advert) fetch → … → deliver → replica
+//! abort  replica → slots (clear) → unsent: nothing left to send · started: stream reset → far view clears → fetch cancels
+//! ```
+//!
+//! A node is S lanes; artifact `id` belongs to lane `id mod S` on every member, so on the data path nothing crosses cores. An
+//! executor is one pinned thread that turns its lanes one after another over one io_uring and parks inside that ring.
+//!
+//! # Promises
+//!
+//! | | promise | held by |
+//! |---|---|---|
+//! | P1 | what a correct node keeps active reaches every correct member | [`proto::slots`] (dirty sets, resync), [`proto::fetch`] |
+//! | P2 | bytes handed over under an id hash to it, and a member advertised it | [`types::Verified`], [`proto::view`] |
+//! | P3 | an older update never overrides a newer one | [`proto::view`]: newest (connection, version) wins |
+//! | P4 | every table, queue and buffer is bounded | [`config::Limits`], which the node prints |
+//! | P5 | a slow peer or consumer does not delay the others | [`proto::slots`], [`engine`] (built when pulled), [`node`] (queues refuse) |
+//! | P6 | each body crosses each link at most once, none twice | [`engine`] (one stage per artifact), [`proto::fetch`] |
+//! | P7 | critical overtakes bulk at every hop | [`sync`], [`engine`] egress, [`quic`] (bulk held back) |
 #![deny(unsafe_code)]
 
 pub mod types;
@@ -14,3 +68,14 @@ pub mod engine;
 pub mod quic;
 
 pub mod node;
+
+pub use config::{Advert, Limits, Settings, TopicConfig, Verdict};
+pub use engine::{Artifact, Event};
+pub use node::{
+    BroadcastError, CommandError, Config, Deliveries, ExecutorConfig, Executors, Node, RecvError,
+    RegistryFile, RegistrySource, SecretKey, StartError, Stats, Topic, TopicError,
+};
+pub use quic::Identity;
+pub use types::{
+    ArtifactId, Attribute, Class, HashKind, Member, Membership, NodeId, RegistryVersion, TopicId,
+};

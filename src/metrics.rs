@@ -1,1 +1,98 @@
-//! (to come)
+//! Plain counters, counted locally by each lane and published in housekeeping.
+
+/// Declares a struct of `u64` counters with one table of names, a merge and a difference.
+macro_rules! counters {
+    ($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident),* $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+        pub struct $name { $($(#[$field_doc])* pub $field: u64),* }
+
+        impl $name {
+            /// Every counter with its name, in order of declaration.
+            pub fn entries(&self) -> impl Iterator<Item = (&'static str, u64)> {
+                [$((stringify!($field), self.$field)),*].into_iter()
+            }
+
+            /// Adds another lane's counters.
+            pub fn merge(&mut self, other: &Self) {
+                $(self.$field = self.$field.saturating_add(other.$field);)*
+            }
+
+            /// What was counted since `earlier`.
+            pub fn since(&self, earlier: &Self) -> Self {
+                Self { $($field: self.$field.saturating_sub(earlier.$field)),* }
+            }
+        }
+    };
+}
+
+pub(crate) use counters;
+
+counters! {
+    /// What a lane's engine counts.
+    EngineCounters {
+        /// Artifacts that the replica broadcast.
+        broadcasts,
+        /// Artifacts that the replica aborted.
+        aborts,
+        /// Artifacts that the replica validated, and that this node relays.
+        relays,
+        /// Validated artifacts that are not relayed, because the active bytes are used up.
+        relays_refused,
+        /// Bodies that arrived whole and hash to their id.
+        bodies_received,
+        /// Their bytes.
+        body_bytes_received,
+        /// Bodies that arrived although they were here already or were not wanted.
+        bodies_unneeded,
+        /// Bodies that do not hash to the id that was asked for or announced.
+        bodies_wrong,
+        /// Bodies that arrived and found no room; they are fetched again later.
+        bodies_dropped,
+        /// Artifacts handed to the replica.
+        delivered,
+        /// Their bytes.
+        delivered_bytes,
+        /// Artifacts whose last advertiser went.
+        withdrawn,
+        /// Updates sent with a body.
+        pushes_sent,
+        /// Updates sent without a body.
+        adverts_sent,
+        /// Slots cleared at a peer.
+        clears_sent,
+        /// Requests sent.
+        requests_sent,
+        /// Requests answered with a body.
+        replies_sent,
+        /// Requests for what is not here.
+        not_found_sent,
+        /// Bodies abandoned while they were being sent.
+        resets_sent,
+        /// Updates received that an older one may not override.
+        updates_stale,
+        /// Updates refused for a limit.
+        updates_refused,
+        /// Updates of ours that a peer refused for its limit.
+        refused_by_peers,
+        /// Updates for topics that nobody here listens to.
+        updates_unknown_topic,
+        /// Connections closed because the peer broke the protocol.
+        faults,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::EngineCounters;
+
+    #[test]
+    fn lanes_add_up_and_differences_come_back() {
+        let one = EngineCounters { delivered: 2, ..EngineCounters::default() };
+        let mut sum = one;
+        sum.merge(&one);
+        assert_eq!(sum.delivered, 4);
+        assert_eq!(sum.since(&one), one);
+        assert!(sum.entries().any(|entry| entry == ("delivered", 4)));
+    }
+}

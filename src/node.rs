@@ -1,5 +1,26 @@
-//! (to come)
+//! The shell: lanes on pinned executors, sockets, and the replica's handle.
+//!
+//! ```text
+//! Node ─ Topic ─ commands (lock-free, per class) ─▶ Lane ─┐
+//!        Deliveries ◀─ events (bounded, per topic) ─ Lane ─┴─ Driver (one per executor) ─ Io ─ sockets
+//! ```
 
-pub mod keyfile;
-pub mod registry;
+mod delivery;
+mod driver;
+mod executor;
+mod handle;
+mod keyfile;
+mod lane;
+mod registry;
+mod stats;
+
+pub mod io;
+pub mod preflight;
 pub mod textfile;
+
+pub use delivery::{Deliveries, RecvError};
+pub use executor::{ExecutorConfig, Executors};
+pub use handle::{BroadcastError, CommandError, Config, Node, StartError, Topic, TopicError};
+pub use keyfile::{KeyFileError, SecretKey};
+pub use registry::{Record, RegistryError, RegistryFile, RegistrySource, parse_address};
+pub use stats::Stats;

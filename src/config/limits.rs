@@ -160,7 +160,10 @@ impl Limits {
         let window = share(granted.receive).clamp(Self::MIN_WINDOW, Self::MAX_WINDOW);
         // quinn-proto gives up a connection with more than 1,024 gaps in one stream; at worst every second datagram is lost.
         let stream_window = window.min(2 * 1024 * u64::from(settings.mtu));
-        let send_window = share(granted.send).clamp(Self::MIN_WINDOW, window);
+        // Peers with the same settings: an eighth of what a peer may send us is for urgent bytes alone, another stays spare, so
+        // that bulk never uses up the flow control that an urgent byte needs.
+        let urgent_reserve = window / 8;
+        let send_window = share(granted.send).min(window * 6 / 8).max(Self::MIN_WINDOW / 2);
         let body = u64::from(settings.artifact_bytes);
         let in_flight = (2 * window).max(body);
         let mut limits = Limits {
@@ -169,7 +172,7 @@ impl Limits {
             stream_window,
             connection_window: window,
             send_window,
-            urgent_reserve: 256 << 10,
+            urgent_reserve,
             uni_streams: 256,
             bidi_streams: 256,
             pushes_in_assembly: 4,
@@ -209,7 +212,7 @@ impl Limits {
         let lanes = u64::from(self.lanes);
         let tables = u64::from(topic.slots) * (self.peers as u64 * 128 + 192);
         let mut line = |what: String, bytes: u64| self.lines.push(LimitLine { what, bytes });
-        line(format!("topic {}: active bodies", topic.name), lanes * topic.active_bytes);
+        line(format!("topic {}: active bodies, own and relayed", topic.name), 2 * lanes * topic.active_bytes);
         line(format!("topic {}: received bodies", topic.name), lanes * topic.pending_bytes);
         line(format!("topic {}: slot tables", topic.name), lanes * tables);
         line(format!("topic {}: event queue", topic.name), topic.queue as u64 * 192);
@@ -248,7 +251,7 @@ mod tests {
     fn windows_of_all_peers_fit_the_granted_buffer() {
         let limits = Limits::derive(&Settings::default(), 5, 1, granted(8 << 20));
         assert_eq!(limits.connection_window * 4, 8 << 20);
-        assert!(limits.send_window <= limits.connection_window);
+        assert!(limits.send_window + limits.urgent_reserve <= limits.connection_window * 7 / 8);
     }
 
     #[test]
@@ -264,7 +267,7 @@ mod tests {
         let mut limits = Limits::derive(&Settings::default(), 4, 2, granted(4 << 20));
         let before = limits.total_bytes();
         limits.add_topic(&super::super::TopicConfig::new(crate::types::TopicId(1), "t"));
-        assert!(limits.total_bytes() >= before + 2 * (512 << 20));
+        assert!(limits.total_bytes() >= before + 2 * (768 << 20));
         assert!(limits.to_string().ends_with("worst case in all"));
     }
 

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use crate::types::{ArtifactId, Attribute, Class, HashKind, NodeId, TopicId};
 use crate::wire::MAX_SLOTS;
 
-/// What a filter sees of an artifact before its body is taken.
+/// What a filter sees of an artifact before its body is taken. Nothing but `id` is proven, and that only once the body has
+/// come: another peer may announce the same id with another size or attribute, so each one's word is judged by itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Advert {
     /// Its topic.
@@ -54,7 +55,8 @@ pub struct TopicConfig {
     pub slots: u32,
     /// Bodies below this many bytes are pushed, others adverted and fetched. Default 1,024. At 0 all are adverted.
     pub push_threshold: u32,
-    /// Bytes of the active bodies of this node, per lane; `broadcast` answers `Full` above. Default 256 MiB.
+    /// Bytes of the active bodies that this node made, per lane; `broadcast` answers `Full` above. As many again for those that
+    /// it relays; a validated artifact above is not relayed, and counted. Default 256 MiB.
     pub active_bytes: u64,
     /// Bytes of received bodies that the replica has neither validated nor released, per lane; above, fetching waits. Default
     /// 256 MiB.

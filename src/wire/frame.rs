@@ -2,7 +2,7 @@
 //!
 //! A frame in a batch is `type: u8 · length: u24 · payload`. `length` counts the payload alone and is at most [`MAX_FRAME`].
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 
 use super::cursor::Cursor;
 use crate::types::{ArtifactId, Attribute, RegistryVersion, Slot, TopicId, Version};
@@ -224,16 +224,16 @@ fn get_place(cursor: &mut Cursor<'_>) -> Result<(TopicId, Slot, Version), WireEr
 const PLACE: usize = 2 + 4 + 8;
 
 impl Frame {
-    /// Bytes that [`Frame::encode`] appends, at most.
+    /// Bytes that [`Frame::encode`] appends.
     pub fn encoded_len(&self) -> usize {
-        FRAME_HEADER
-            + match self {
-                Frame::Hello(_) => 32 + 2 + 2 + 8 + 8,
-                Frame::Open(_) => 2 + 4 + 4,
-                Frame::Resync(resync) => 2 + 8 + resync.occupied.len(),
-                Frame::Update(update) => Update::encoded_len(&update.change),
-                Frame::Refused(_) => PLACE + 1,
-            }
+        let payload = match self {
+            Frame::Hello(_) => 32 + 2 + 2 + 8 + 8,
+            Frame::Open(_) => 2 + 4 + 4,
+            Frame::Resync(resync) => 2 + 8 + resync.occupied.len(),
+            Frame::Update(update) => return Update::encoded_len(&update.change),
+            Frame::Refused(_) => PLACE + 1,
+        };
+        FRAME_HEADER + payload
     }
 
     /// Appends the frame. A [`Resync`] covers at most [`MAX_SLOTS`], a pushed body fits [`MAX_FRAME`] with its fields: larger
@@ -268,8 +268,8 @@ impl Frame {
         }
     }
 
-    /// Decodes one payload. A pushed body is a view into `payload`.
-    fn decode(kind: u8, payload: &Bytes) -> Result<Frame, WireError> {
+    /// Decodes one payload. A pushed body is copied out of it.
+    fn decode(kind: u8, payload: &[u8]) -> Result<Frame, WireError> {
         let mut cursor = Cursor::new(payload);
         let frame = match kind {
             HELLO => Frame::Hello(Hello {
@@ -293,13 +293,13 @@ impl Frame {
                         limit: limit as u64,
                     });
                 }
-                let occupied = payload.slice_ref(cursor.rest());
+                let occupied = Bytes::copy_from_slice(cursor.rest());
                 return Ok(Frame::Resync(Resync { topic, version, occupied }));
             }
             PUSH => {
                 let (topic, slot, version) = get_place(&mut cursor)?;
                 let attribute = cursor.attribute()?;
-                let body = payload.slice_ref(cursor.rest());
+                let body = Bytes::copy_from_slice(cursor.rest());
                 return Ok(Frame::Update(Update {
                     topic,
                     slot,
@@ -384,34 +384,42 @@ pub struct BatchReader {
 impl BatchReader {
     /// Adds the stream's next bytes (without the stream's first byte) and appends every frame that is complete now.
     ///
-    /// Bodies of pushed artifacts are copied out of `bytes`, so they do not pin a receive buffer. After an error the
-    /// stream is useless; frames before the bad one have been appended.
+    /// Bodies of pushed artifacts are copied, each into memory of its own: one that is kept pins neither a receive buffer nor
+    /// the batch it came in. After an error the stream is useless; frames before the bad one have been appended.
     pub fn read(&mut self, bytes: &[u8], frames: &mut Vec<Frame>) -> Result<(), WireError> {
         self.taken += bytes.len();
         if self.taken > MAX_BATCH {
             return Err(WireError::TooLarge { found: self.taken as u64, limit: MAX_BATCH as u64 });
         }
-        self.buffer.extend_from_slice(bytes);
-        loop {
-            let Some((&[kind, a, b, c], rest)) = self.buffer.split_first_chunk::<FRAME_HEADER>() else {
-                return Ok(());
-            };
-            let len = u32::from_le_bytes([a, b, c, 0]) as usize;
-            if len > MAX_FRAME {
-                return Err(WireError::TooLarge { found: len as u64, limit: MAX_FRAME as u64 });
-            }
-            if rest.len() < len {
-                return Ok(());
-            }
-            let frame = self.buffer.split_to(FRAME_HEADER + len).freeze().slice(FRAME_HEADER..);
-            frames.push(Frame::decode(kind, &frame)?);
+        if self.buffer.is_empty() {
+            let rest = cut(bytes, frames)?;
+            self.buffer.extend_from_slice(rest);
+        } else {
+            self.buffer.extend_from_slice(bytes);
+            let rest = cut(&self.buffer, frames)?.len();
+            self.buffer.advance(self.buffer.len() - rest);
         }
+        Ok(())
     }
 
     /// To be called at the stream's end: fails when it ends inside a frame.
     pub fn end(&self) -> Result<(), WireError> {
         if self.buffer.is_empty() { Ok(()) } else { Err(WireError::Truncated) }
     }
+}
+
+/// Appends the frames that `bytes` begins with; returns what is left, an incomplete frame or nothing.
+fn cut<'a>(mut bytes: &'a [u8], frames: &mut Vec<Frame>) -> Result<&'a [u8], WireError> {
+    while let Some((&[kind, a, b, c], rest)) = bytes.split_first_chunk::<FRAME_HEADER>() {
+        let len = u32::from_le_bytes([a, b, c, 0]) as usize;
+        if len > MAX_FRAME {
+            return Err(WireError::TooLarge { found: len as u64, limit: MAX_FRAME as u64 });
+        }
+        let Some((payload, rest)) = rest.split_at_checked(len) else { break };
+        frames.push(Frame::decode(kind, payload)?);
+        bytes = rest;
+    }
+    Ok(bytes)
 }
 
 /// What precedes a large pushed body on its own stream.

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, value_parser};
-use corecast::node::registry::parse_address;
+use corecast::node::parse_address;
 use corecast::types::{Membership, NodeId};
 
 use crate::subnet::cores::CoreList;

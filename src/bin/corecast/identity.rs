@@ -1,7 +1,7 @@
 //! Keys and registries.
 
-use corecast::node::keyfile::SecretKey;
-use corecast::node::registry::{Record, RegistryFile};
+use corecast::node::SecretKey;
+use corecast::node::{Record, RegistryFile};
 use corecast::types::Member;
 
 use crate::cli::{Add, Keygen, Registry};

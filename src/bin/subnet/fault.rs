@@ -5,8 +5,8 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
-use corecast::node::keyfile::KeyFileError;
-use corecast::node::registry::RegistryError;
+use corecast::node::KeyFileError;
+use corecast::node::RegistryError;
 use corecast::node::textfile::TextFileError;
 
 /// Exit codes: those of sysexits.h, and the shell's for an interrupt.

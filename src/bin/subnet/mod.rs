@@ -3,11 +3,12 @@
 pub(crate) mod cores;
 pub(crate) mod fault;
 pub(crate) mod flow;
-#[allow(clippy::unwrap_used)]
+#[cfg(test)]
 pub(crate) mod hub;
 pub(crate) mod latency;
 pub(crate) mod loopback;
 pub(crate) mod port;
+pub(crate) mod real;
 pub(crate) mod single;
 pub(crate) mod stop;
 pub(crate) mod terminal;

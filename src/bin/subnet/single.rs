@@ -3,12 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use corecast::config::{Settings, TopicConfig};
-use corecast::node::keyfile::SecretKey;
-use corecast::node::registry::RegistryFile;
+use corecast::{Config, Identity, RegistryFile, SecretKey, Settings, TopicConfig};
 
-use super::fault::Fault;
+use super::fault::{Exit, Fault};
 use super::port::{Feed, Host, Port};
+use super::real;
 
 /// What to start.
 pub(crate) struct Single<'a> {
@@ -29,8 +28,16 @@ pub(crate) struct Running {
 
 /// Starts the node.
 pub(crate) fn start(single: Single<'_>) -> Result<Running, Fault> {
-    let mut subnet = super::hub::start(1, &[single.topic], super::hub::Mishaps::default());
-    let port = Arc::clone(&subnet.ports[0][0]);
-    let feed = subnet.feeds.remove(0).remove(0);
-    Ok(Running { port, feed, host: subnet.host })
+    let identity = Identity::from_pkcs8(single.key.pkcs8());
+    let identity = identity.map_err(|error| Fault::new(Exit::Data, error.to_string()))?;
+    let executors = real::executors(&single.cores, single.spin)?;
+    let mut config = Config::new(identity, single.registry);
+    config.settings = single.settings;
+    let started = real::start(&executors, config, &[single.topic])?;
+    tracing::debug!("bounds of this node:\n{}", started.node.limits());
+    let host = Box::new(real::Nodes(vec![started.node]));
+    match (started.ports.into_iter().next(), started.feeds.into_iter().next()) {
+        (Some(port), Some(feed)) => Ok(Running { port, feed, host }),
+        _ => Err(Fault::new(Exit::Software, "the node opened no topic")),
+    }
 }

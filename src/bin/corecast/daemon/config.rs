@@ -21,9 +21,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use corecast::config::{Settings, TopicConfig};
-use corecast::node::keyfile::SecretKey;
-use corecast::node::registry::{RegistryFile, RegistrySource};
+use corecast::node::SecretKey;
 use corecast::node::textfile::{self, Place};
+use corecast::node::{RegistryFile, RegistrySource};
 use corecast::types::{Class, Membership, TopicId};
 use serde::Deserialize;
 use toml::Spanned;

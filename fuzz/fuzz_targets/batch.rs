@@ -1,0 +1,7 @@
+//! Frames of a batch stream.
+#![no_main]
+
+#[path = "../checks.rs"]
+mod checks;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| checks::batch(data));

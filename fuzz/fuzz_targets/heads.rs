@@ -1,0 +1,7 @@
+//! Heads of pushes, fetches and replies.
+#![no_main]
+
+#[path = "../checks.rs"]
+mod checks;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| checks::heads(data));

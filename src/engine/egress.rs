@@ -1,0 +1,177 @@
+//! What a peer is told next, built when its link has room: urgent before bulk, words before bodies.
+
+use crate::proto::{Origin, Told};
+use crate::types::{Class, Instant, PeerIndex, StreamKey};
+use crate::wire::{
+    BatchBuilder, Change, FRAME_HEADER, FetchRequest, Frame, MAX_FRAME, Outgoing, PushHead, Reply, Update,
+};
+
+use super::{Engine, Link};
+
+/// How a topic's updates for one batch ended.
+enum Packed {
+    /// All are in.
+    All,
+    /// The batch is full, or the next update may not go now.
+    Stopped,
+    /// The next one is a body for a stream of its own.
+    Alone(Outgoing),
+}
+
+impl Engine {
+    /// Whether [`Engine::poll_outgoing`] may have something for the peer. Cheap.
+    pub fn has_outgoing(&self, peer: PeerIndex) -> bool {
+        let Some(link) = self.links.get(peer.index()) else { return false };
+        link.connection.is_some()
+            && (!link.control.is_empty()
+                || link.replies.0.iter().any(|queue| !queue.is_empty())
+                || self.fetch.has_requests(peer)
+                || self.topics.iter().any(|topic| topic.slots.has_updates(peer)))
+    }
+
+    /// The next thing to send to a peer whose link takes classes down to `at_least`. Words (adverts, clears, requests) of every
+    /// class may go as soon as `High` may: they are small, and bodies wait for them.
+    pub fn poll_outgoing(&mut self, peer: PeerIndex, at_least: Class, now: Instant) -> Option<Outgoing> {
+        self.links.get(peer.index())?.connection?;
+        if let Some(control) = self.control(peer) {
+            return Some(control);
+        }
+        for class in Class::ALL {
+            let bodies = class <= at_least;
+            if !bodies && at_least < Class::High {
+                return None;
+            }
+            if let Some(request) = self.fetch.next_request(peer, class, now) {
+                let limit = request.size;
+                self.requests.insert(request.key, (request.topic, request.id));
+                self.counters.requests_sent += 1;
+                let (key, class) = (request.key, request.class);
+                let request = FetchRequest { topic: request.topic, id: request.id };
+                return Some(Outgoing::Fetch { class, key, request, limit });
+            }
+            if let Some(updates) = self.updates(peer, class, bodies) {
+                return Some(updates);
+            }
+            if let (true, Some(reply)) = (bodies, self.next_reply(peer, class)) {
+                return Some(reply);
+            }
+        }
+        None
+    }
+
+    fn control(&mut self, peer: PeerIndex) -> Option<Outgoing> {
+        let link = self.links.get_mut(peer.index())?;
+        let mut batch = BatchBuilder::new(256);
+        while let Some(frame) = link.control.front() {
+            if !batch.fits(frame.encoded_len()) {
+                break;
+            }
+            batch.push(frame);
+            link.control.pop_front();
+        }
+        (!batch.is_empty()).then(|| Outgoing::Batch { class: Class::Critical, bytes: batch.finish() })
+    }
+
+    /// Updates of one class, as many as fit a batch.
+    fn updates(&mut self, peer: PeerIndex, class: Class, bodies: bool) -> Option<Outgoing> {
+        let mut batch: Option<BatchBuilder> = None;
+        for index in 0..self.topics.len() {
+            let Some(topic) = self.topics.get(index) else { break };
+            if topic.config().class != class || !topic.slots.has_updates(peer) {
+                continue;
+            }
+            let batch = batch.get_or_insert_with(|| BatchBuilder::new(4096));
+            match self.pack(index, peer, batch, bodies) {
+                Packed::All => (),
+                Packed::Stopped => break,
+                Packed::Alone(outgoing) => return Some(outgoing),
+            }
+        }
+        let batch = batch.filter(|batch| !batch.is_empty())?;
+        // Words travel at least as `High`.
+        let class = if bodies { class } else { class.min(Class::High) };
+        Some(Outgoing::Batch { class, bytes: batch.finish() })
+    }
+
+    fn pack(&mut self, index: usize, peer: PeerIndex, batch: &mut BatchBuilder, bodies: bool) -> Packed {
+        let connection = self.links.get(peer.index()).and_then(|link| link.connection);
+        let (Some(topic), Some(connection)) = (self.topics.get_mut(index), connection) else {
+            return Packed::All;
+        };
+        let id = topic.id();
+        let (view, slots, pool) = (&topic.view, &mut topic.slots, &topic.pool);
+        while let Some(next) = slots.next_update(peer, &mut |id| view.advertises_since(peer, connection, id))
+        {
+            let (slot, version) = (next.slot, next.version);
+            let change = match next.told {
+                Told::Clear => Change::Clear,
+                Told::Advert(active) => {
+                    let relayed = active.origin == Origin::Relay;
+                    Change::Advert { id: active.id, size: active.size, relayed, attribute: active.attribute }
+                }
+                Told::Push(active) => {
+                    let Some(body) = pool.get_validated(&active.id) else {
+                        debug_assert!(false, "an active artifact has no body");
+                        continue;
+                    };
+                    let attribute = active.attribute;
+                    if !bodies {
+                        slots.put_back(peer, slot);
+                        return Packed::Stopped;
+                    }
+                    if Update::push_len(&attribute, body.len()) > FRAME_HEADER + MAX_FRAME {
+                        if !batch.is_empty() {
+                            slots.put_back(peer, slot);
+                            return Packed::Stopped;
+                        }
+                        let size = body.len() as u32;
+                        let head = PushHead { topic: id, slot, version, id: active.id, size, attribute };
+                        let (class, body) = (topic.config().class, body.clone());
+                        return Packed::Alone(self.push_alone(peer, class, head, body));
+                    }
+                    Change::Push { attribute, body: body.clone() }
+                }
+            };
+            if !batch.fits(Update::encoded_len(&change)) {
+                slots.put_back(peer, slot);
+                return Packed::Stopped;
+            }
+            match &change {
+                Change::Push { .. } => self.counters.pushes_sent += 1,
+                Change::Advert { .. } => self.counters.adverts_sent += 1,
+                Change::Clear => self.counters.clears_sent += 1,
+            }
+            batch.push(&Frame::Update(Update { topic: id, slot, version, change }));
+        }
+        Packed::All
+    }
+
+    fn push_alone(&mut self, peer: PeerIndex, class: Class, head: PushHead, body: bytes::Bytes) -> Outgoing {
+        // Below the keys of fetches.
+        let key = StreamKey(self.next_push);
+        self.next_push += 1;
+        self.carry(peer, key, head.id);
+        self.counters.pushes_sent += 1;
+        Outgoing::Push { class, key, head: head.encode(), body }
+    }
+
+    fn carry(&mut self, peer: PeerIndex, key: StreamKey, id: crate::types::ArtifactId) {
+        if let Some(link) = self.links.get_mut(peer.index()) {
+            link.carrying.insert(key, id);
+            self.carried.entry(id).or_default().push((peer, key));
+        }
+    }
+
+    fn next_reply(&mut self, peer: PeerIndex, class: Class) -> Option<Outgoing> {
+        let (key, topic, id) =
+            self.links.get_mut(peer.index()).and_then(|link: &mut Link| link.replies[class].pop_front())?;
+        let topic = self.index_of(topic).and_then(|index| self.topics.get(index));
+        let Some(body) = topic.and_then(|topic| topic.pool.get_validated(&id)).cloned() else {
+            self.counters.not_found_sent += 1;
+            return Some(Outgoing::Reply { class, key, reply: Reply::NotFound });
+        };
+        self.counters.replies_sent += 1;
+        self.carry(peer, key, id);
+        Some(Outgoing::Reply { class, key, reply: Reply::Found(body) })
+    }
+}

@@ -1,0 +1,567 @@
+//! What links and the replica bring: every event of an artifact's life, as a transition of its [`Stage`].
+
+use crate::config::{Advert, Verdict};
+use crate::proto::{Active, Heard, Origin, Outcome, ViewEffect};
+use crate::types::{ArtifactId, Attribute, Class, Instant, PeerIndex, StreamKey, TopicId, Verified};
+use crate::wire::{
+    Change, CloseCode, FetchRequest, Frame, Hello, Incoming, Open, PushHead, Refusal, Refused, Reply, Resync,
+    Update,
+};
+
+use super::topic::{Entry, Stage, Topic};
+use super::{Effect, Effects, Engine, resync_frame};
+
+/// What an advertiser says of an artifact, and how its body comes.
+struct Told {
+    peer: PeerIndex,
+    id: ArtifactId,
+    size: u32,
+    attribute: Attribute,
+    relayed: bool,
+    body: Coming,
+}
+
+/// How the body comes.
+enum Coming {
+    /// When asked for.
+    OnRequest,
+    /// It is here.
+    Here(Verified),
+    /// On this stream.
+    On(StreamKey),
+}
+
+impl Engine {
+    /// Hands in what a peer's link brought. The link is connected.
+    pub fn handle_link(&mut self, peer: PeerIndex, incoming: Incoming, now: Instant, fx: &mut Effects) {
+        if self.links.get(peer.index()).is_none_or(|link| link.connection.is_none()) {
+            return;
+        }
+        match incoming {
+            Incoming::Frame(Frame::Hello(hello)) => self.hello(peer, hello, fx),
+            Incoming::Frame(Frame::Open(open)) => self.open(peer, open, fx),
+            Incoming::Frame(Frame::Resync(resync)) => self.resync(peer, &resync, now, fx),
+            Incoming::Frame(Frame::Update(update)) => self.update(peer, update, now, fx),
+            Incoming::Frame(Frame::Refused(_)) => self.counters.refused_by_peers += 1,
+            Incoming::PushStarted { key, head } => self.push_started(peer, key, head, now, fx),
+            Incoming::Pushed { key, head, body } => self.pushed(peer, key, &head, body, now),
+            Incoming::PushBroken { key, head } => {
+                self.take_arriving(peer, key);
+                self.push_broken(peer, key, head.topic, head.id, now);
+            }
+            Incoming::Request { key, request } => self.request(peer, key, request),
+            Incoming::Progress { key } => self.fetch.handle_progress(peer, key, now),
+            Incoming::Reply { key, reply } => self.reply(peer, key, reply, now),
+            Incoming::Sent { key, .. } => {
+                let id = self.links.get_mut(peer.index()).and_then(|link| link.carrying.remove(&key));
+                if let Some(id) = id {
+                    self.forget_carried(&id, peer, key);
+                }
+            }
+            Incoming::Fault(_) => self.counters.faults += 1,
+        }
+        self.drain_fetch_effects(fx);
+    }
+
+    fn fault(&mut self, peer: PeerIndex, code: CloseCode, fx: &mut Effects) {
+        self.counters.faults += 1;
+        fx.push(Effect::Disconnect { peer, code });
+    }
+
+    fn hello(&mut self, peer: PeerIndex, hello: Hello, fx: &mut Effects) {
+        let ours = &self.config.hello;
+        if (hello.subnet, hello.lanes, hello.lane) != (ours.subnet, ours.lanes, ours.lane) {
+            self.fault(peer, CloseCode::Mismatch, fx);
+        }
+    }
+
+    fn open(&mut self, peer: PeerIndex, open: Open, fx: &mut Effects) {
+        let index = self.index_of(open.topic);
+        let Some(link) = self.links.get_mut(peer.index()) else { return };
+        if link.opened.len() >= Self::MAX_TOPICS {
+            return self.fault(peer, CloseCode::Protocol, fx);
+        }
+        let again = link.opened.insert(open.topic, open).is_some();
+        if let (false, Some(topic)) = (again, index.and_then(|index| self.topics.get_mut(index))) {
+            link.control.push_back(resync_frame(topic, peer));
+        }
+    }
+
+    fn resync(&mut self, peer: PeerIndex, resync: &Resync, now: Instant, fx: &mut Effects) {
+        let connection = self.links.get(peer.index()).and_then(|link| link.connection);
+        let (Some(index), Some(connection)) = (self.index_of(resync.topic), connection) else { return };
+        let mut heard = Vec::new();
+        if let Some(topic) = self.topics.get_mut(index) {
+            topic.view.handle_resync(peer, connection, resync, &mut heard);
+        }
+        self.follow(index, heard, None, now, fx);
+    }
+
+    fn update(&mut self, peer: PeerIndex, update: Update, now: Instant, fx: &mut Effects) {
+        let Some(index) = self.index_of(update.topic) else {
+            self.counters.updates_unknown_topic += 1;
+            return;
+        };
+        let Some(hash) = self.topics.get(index).map(|topic| topic.config().hash) else { return };
+        let Update { slot, version, change, .. } = update;
+        let told = match change {
+            Change::Clear => {
+                let connection = self.links.get(peer.index()).and_then(|link| link.connection);
+                let (Some(topic), Some(connection)) = (self.topics.get_mut(index), connection) else {
+                    return;
+                };
+                let mut heard = Vec::new();
+                if topic.view.handle_clear(peer, connection, slot, version, &mut heard) == Heard::Stale {
+                    self.counters.updates_stale += 1;
+                }
+                return self.follow(index, heard, None, now, fx);
+            }
+            Change::Push { attribute, body } => {
+                let (size, body) = (body.len() as u32, Verified::hash(hash, body));
+                let id = body.id();
+                self.counters.bodies_received += 1;
+                self.counters.body_bytes_received += u64::from(size);
+                Told { peer, id, size, attribute, relayed: false, body: Coming::Here(body) }
+            }
+            Change::Advert { id, size, relayed, attribute } => {
+                Told { peer, id, size, attribute, relayed, body: Coming::OnRequest }
+            }
+        };
+        let place = Refused { topic: update.topic, slot, version, reason: Refusal::SlotLimit };
+        self.set(index, place, told, now, fx);
+    }
+
+    /// A slot of a peer holds an artifact now. `place` is what a refusal would say.
+    fn set(&mut self, index: usize, place: Refused, told: Told, now: Instant, fx: &mut Effects) -> bool {
+        let peer = told.peer;
+        if told.id.lane(self.config.hello.lanes) != self.config.hello.lane {
+            self.fault(peer, CloseCode::Protocol, fx);
+            return false;
+        }
+        let connection = self.links.get(peer.index()).and_then(|link| link.connection);
+        let (Some(topic), Some(connection)) = (self.topics.get_mut(index), connection) else { return false };
+        if told.size > self.config.limits.artifact_bytes {
+            self.refuse(peer, Refused { reason: Refusal::ArtifactSize, ..place });
+            return false;
+        }
+        let mut heard = Vec::new();
+        match topic.view.handle_set(peer, connection, place.slot, place.version, told.id, &mut heard) {
+            Heard::Newer => (),
+            Heard::Stale => {
+                self.counters.updates_stale += 1;
+                return false;
+            }
+            Heard::OverLimit => {
+                self.refuse(peer, place);
+                return false;
+            }
+        }
+        self.follow(index, heard, Some(told), now, fx);
+        true
+    }
+
+    fn refuse(&mut self, peer: PeerIndex, refused: Refused) {
+        self.counters.updates_refused += 1;
+        let Some(link) = self.links.get_mut(peer.index()) else { return };
+        if link.control.len() < Self::MAX_REFUSALS {
+            link.control.push_back(Frame::Refused(refused));
+        }
+    }
+
+    /// Carries out what a change of a view means. `told` is the update that caused it.
+    fn follow(
+        &mut self,
+        index: usize,
+        heard: Vec<ViewEffect>,
+        told: Option<Told>,
+        now: Instant,
+        fx: &mut Effects,
+    ) {
+        for effect in heard {
+            match effect {
+                // The update itself follows below, once for all that it caused.
+                ViewEffect::Advertised { .. } => (),
+                ViewEffect::Unadvertised { id, peer } => {
+                    let Some(topic) = self.topics.get(index).map(Topic::id) else { return };
+                    if self.stage(index, &id) == Some(Stage::Fetching) {
+                        self.fetch.handle_unadvertised(topic, id, peer, &mut self.fetch_effects);
+                    }
+                }
+                ViewEffect::Withdrawn { id } => self.withdrawn(index, id, now, fx),
+            }
+        }
+        if let Some(told) = told {
+            self.advertised(index, told, now, fx);
+        }
+    }
+
+    fn stage(&self, index: usize, id: &ArtifactId) -> Option<Stage> {
+        self.topics.get(index)?.stage(id)
+    }
+
+    /// A peer names an artifact in a slot of its table.
+    fn advertised(&mut self, index: usize, told: Told, now: Instant, fx: &mut Effects) {
+        let Some(topic) = self.topics.get_mut(index) else { return };
+        let id = told.id;
+        topic.hear(&id, told.size, told.relayed);
+        match (topic.stage(&id), told.body) {
+            (None | Some(Stage::Later | Stage::Discarded), body) => {
+                self.admit(index, Told { body, ..told }, now, fx);
+            }
+            (Some(Stage::Fetching), Coming::OnRequest) => {
+                self.fetch.handle_advertiser(topic.id(), id, told.peer, told.size)
+            }
+            (Some(Stage::Arriving { .. }), Coming::OnRequest) => {
+                // The pusher may be slow on purpose: another source is due soon.
+                topic.advance(&id, Stage::Fetching);
+                self.want(index, &id, Some(now + self.config.relay_grace), now);
+            }
+            (Some(Stage::Fetching | Stage::Arriving { .. } | Stage::Starved), Coming::Here(body)) => {
+                self.arrived(index, told.peer, body, now, fx);
+            }
+            (Some(Stage::Fetching | Stage::Starved), Coming::On(_)) => (),
+            (Some(_), Coming::OnRequest) => (),
+            (Some(_), Coming::Here(_)) => self.counters.bodies_unneeded += 1,
+            (Some(_), Coming::On(key)) => {
+                self.take_arriving(told.peer, key);
+                fx.push(Effect::Reset { peer: told.peer, key });
+            }
+        }
+    }
+
+    /// Asks the filter about an artifact that is new here, or that it did not want on another advertiser's word: nobody's lie
+    /// about size or attribute keeps an artifact out. The friendliest verdict counts.
+    fn admit(&mut self, index: usize, told: Told, now: Instant, fx: &mut Effects) {
+        let (Some(topic), Some(from)) =
+            (self.topics.get_mut(index), self.config.members.get(told.peer.index()).copied())
+        else {
+            return;
+        };
+        let Told { peer, id, size, attribute, relayed, body } = told;
+        let entry = |stage| Entry { stage, size, attribute, relayed };
+        let verdict = topic.admission.judge(&Advert { topic: topic.id(), id, size, attribute, from });
+        let before = topic.stage(&id);
+        let stage = match (verdict, &body) {
+            (Verdict::Want, Coming::On(key)) if topic.has_room(size) => Stage::Arriving { peer, key: *key },
+            (Verdict::Want, _) => Stage::Starved,
+            (Verdict::Later, _) => Stage::Later,
+            (Verdict::Discard, _) if before == Some(Stage::Later) => Stage::Later,
+            (Verdict::Discard, _) => Stage::Discarded,
+        };
+        if verdict == Verdict::Want && before == Some(Stage::Later) {
+            topic.admission.forget(&id);
+        }
+        topic.enter(id, entry(stage));
+        match (stage, body) {
+            (Stage::Starved, Coming::Here(body)) => self.arrived(index, peer, body, now, fx),
+            (Stage::Starved, Coming::OnRequest) => self.feed(index, now),
+            (Stage::Arriving { .. }, _) => (),
+            (_, Coming::Here(_)) => self.counters.bodies_unneeded += 1,
+            (_, Coming::On(key)) => {
+                self.take_arriving(peer, key);
+                fx.push(Effect::Reset { peer, key });
+            }
+            (_, Coming::OnRequest) => (),
+        }
+    }
+
+    /// Starts to fetch starved artifacts, as many as have room.
+    fn feed(&mut self, index: usize, now: Instant) {
+        while let Some(id) = self.topics.get(index).and_then(Topic::next_fed) {
+            let Some(topic) = self.topics.get_mut(index) else { return };
+            topic.advance(&id, Stage::Fetching);
+            // A relay's advert may overtake the maker's push.
+            let pushed = topic.entry(&id).is_some_and(|entry| {
+                entry.relayed
+                    && (entry.size < topic.config().push_threshold || topic.config().class == Class::Critical)
+            });
+            let not_before = pushed.then(|| now + self.config.relay_grace);
+            self.want(index, &id, not_before, now);
+        }
+    }
+
+    fn want(&mut self, index: usize, id: &ArtifactId, not_before: Option<Instant>, now: Instant) {
+        let Some(topic) = self.topics.get(index) else { return };
+        let Some(entry) = topic.entry(id) else { return };
+        self.fetch.handle_wanted(topic.id(), *id, topic.config().class, not_before, now);
+        for peer in topic.view.advertisers(id) {
+            self.fetch.handle_advertiser(topic.id(), *id, peer, entry.size);
+        }
+    }
+
+    /// A wanted body is here.
+    fn arrived(&mut self, index: usize, peer: PeerIndex, body: Verified, now: Instant, fx: &mut Effects) {
+        let id = body.id();
+        let Some(topic) = self.topics.get_mut(index) else { return };
+        match topic.stage(&id) {
+            Some(Stage::Fetching) => self.fetch.handle_cancel(topic.id(), id, &mut self.fetch_effects),
+            Some(Stage::Arriving { peer: pusher, key }) => {
+                if self.take_arriving(pusher, key) {
+                    fx.push(Effect::Reset { peer: pusher, key });
+                }
+            }
+            _ => (),
+        }
+        self.store(index, peer, body, now);
+    }
+
+    /// Keeps a body, or its name alone when there is no room.
+    fn store(&mut self, index: usize, peer: PeerIndex, body: Verified, now: Instant) {
+        let id = body.id();
+        let Some(topic) = self.topics.get_mut(index) else { return };
+        // What was set aside for it is free for it.
+        topic.advance(&id, Stage::Starved);
+        let attribute = topic.entry(&id).map_or(Attribute::EMPTY, |entry| entry.attribute);
+        let fits = topic.has_room(body.bytes().len() as u32);
+        if fits && topic.pool.insert_received(id, body.into_bytes(), attribute, peer).is_ok() {
+            topic.advance(&id, Stage::Ready);
+        } else {
+            self.counters.bodies_dropped += 1;
+        }
+        self.feed(index, now);
+    }
+
+    /// The last advertiser of an artifact is gone.
+    fn withdrawn(&mut self, index: usize, id: ArtifactId, now: Instant, fx: &mut Effects) {
+        let Some(topic) = self.topics.get_mut(index) else { return };
+        match topic.stage(&id) {
+            None => return,
+            Some(Stage::Active) => {
+                if topic.slots.get(&id).is_some_and(|(_, active)| active.origin == Origin::Relay) {
+                    topic.tell_withdrawn(id);
+                }
+                return;
+            }
+            Some(Stage::Fetching) => self.fetch.handle_cancel(topic.id(), id, &mut self.fetch_effects),
+            Some(Stage::Arriving { peer, key }) => {
+                self.take_arriving(peer, key);
+                fx.push(Effect::Reset { peer, key });
+            }
+            Some(Stage::Later) => topic.admission.forget(&id),
+            Some(Stage::Delivered) => {
+                topic.pool.remove(&id);
+                topic.tell_withdrawn(id);
+            }
+            Some(Stage::Ready) => drop(topic.pool.remove(&id)),
+            Some(Stage::Starved | Stage::Discarded | Stage::Released) => (),
+        }
+        if let Some(topic) = self.topics.get_mut(index) {
+            topic.leave(&id);
+        }
+        self.feed(index, now);
+    }
+
+    fn push_started(
+        &mut self,
+        peer: PeerIndex,
+        key: StreamKey,
+        head: PushHead,
+        now: Instant,
+        fx: &mut Effects,
+    ) {
+        let index = self.index_of(head.topic);
+        let Some(link) = self.links.get_mut(peer.index()) else { return };
+        link.arriving.insert(key, (head.topic, head.id));
+        let told = Told {
+            peer,
+            id: head.id,
+            size: head.size,
+            attribute: head.attribute,
+            relayed: false,
+            body: Coming::On(key),
+        };
+        let place =
+            Refused { topic: head.topic, slot: head.slot, version: head.version, reason: Refusal::SlotLimit };
+        let taken = match index {
+            Some(index) => self.set(index, place, told, now, fx),
+            None => {
+                self.counters.updates_unknown_topic += 1;
+                false
+            }
+        };
+        if !taken && self.take_arriving(peer, key) {
+            fx.push(Effect::Reset { peer, key });
+        }
+    }
+
+    fn pushed(&mut self, peer: PeerIndex, key: StreamKey, head: &PushHead, body: Verified, now: Instant) {
+        self.take_arriving(peer, key);
+        let Some(index) = self.index_of(head.topic) else { return };
+        if body.id() != head.id {
+            self.counters.bodies_wrong += 1;
+            return self.push_broken(peer, key, head.topic, head.id, now);
+        }
+        self.counters.bodies_received += 1;
+        self.counters.body_bytes_received += body.bytes().len() as u64;
+        match self.stage(index, &head.id) {
+            Some(Stage::Fetching) => {
+                self.fetch.handle_cancel(head.topic, head.id, &mut self.fetch_effects);
+                self.store(index, peer, body, now);
+            }
+            Some(Stage::Arriving { .. } | Stage::Starved) => self.store(index, peer, body, now),
+            _ => self.counters.bodies_unneeded += 1,
+        }
+    }
+
+    /// A push ended without its body: the artifact is fetched instead.
+    pub(super) fn push_broken(
+        &mut self,
+        peer: PeerIndex,
+        key: StreamKey,
+        topic: TopicId,
+        id: ArtifactId,
+        now: Instant,
+    ) {
+        let Some(index) = self.index_of(topic) else { return };
+        if self.stage(index, &id) != Some(Stage::Arriving { peer, key }) {
+            return;
+        }
+        if let Some(topic) = self.topics.get_mut(index) {
+            topic.advance(&id, Stage::Fetching);
+        }
+        self.want(index, &id, None, now);
+    }
+
+    fn take_arriving(&mut self, peer: PeerIndex, key: StreamKey) -> bool {
+        self.links.get_mut(peer.index()).is_some_and(|link| link.arriving.remove(&key).is_some())
+    }
+
+    fn request(&mut self, peer: PeerIndex, key: StreamKey, request: FetchRequest) {
+        let topic = self.index_of(request.topic).and_then(|index| self.topics.get(index));
+        let class = topic.map_or(Class::Bulk, |topic| topic.config().class);
+        if let Some(link) = self.links.get_mut(peer.index()) {
+            link.replies[class].push_back((key, request.topic, request.id));
+        }
+    }
+
+    fn reply(&mut self, peer: PeerIndex, key: StreamKey, reply: Reply<Verified>, now: Instant) {
+        let asked = self.requests.remove(&key);
+        let outcome = match (&reply, asked) {
+            (Reply::Found(body), Some((_, id))) if body.id() == id => Outcome::Found,
+            (Reply::Found(_), _) => Outcome::WrongBytes,
+            (Reply::NotFound, _) => Outcome::NotFound,
+            (Reply::Busy, _) => Outcome::Busy,
+            (Reply::Broken, _) => Outcome::Broken,
+        };
+        self.fetch.handle_reply(peer, key, outcome, now, &mut self.fetch_effects);
+        let (Outcome::Found, Reply::Found(body), Some((topic, id))) = (outcome, reply, asked) else { return };
+        let Some(index) = self.index_of(topic) else { return };
+        self.counters.bodies_received += 1;
+        self.counters.body_bytes_received += body.bytes().len() as u64;
+        match self.stage(index, &id) {
+            Some(Stage::Fetching) => self.store(index, peer, body, now),
+            _ => self.counters.bodies_unneeded += 1,
+        }
+    }
+
+    pub(super) fn broadcast(
+        &mut self,
+        index: usize,
+        body: Verified,
+        attribute: Attribute,
+        now: Instant,
+        fx: &mut Effects,
+    ) {
+        let (id, size) = (body.id(), body.bytes().len() as u32);
+        let Some(topic) = self.topics.get_mut(index) else { return };
+        let refused = Effect::Freed { topic: topic.id(), bytes: size.into() };
+        match topic.stage(&id) {
+            Some(Stage::Active) => return fx.push(refused),
+            Some(Stage::Fetching) => self.fetch.handle_cancel(topic.id(), id, &mut self.fetch_effects),
+            Some(Stage::Arriving { peer, key }) => {
+                self.take_arriving(peer, key);
+                fx.push(Effect::Reset { peer, key });
+            }
+            Some(Stage::Later) => topic.admission.forget(&id),
+            _ => (),
+        }
+        let Some(topic) = self.topics.get_mut(index) else { return };
+        topic.pool.remove(&id);
+        let active = Active { id, size, attribute, origin: Origin::Own };
+        if topic.pool.insert_own(id, body.into_bytes(), attribute).is_err()
+            || topic.slots.handle_broadcast(active).is_err()
+        {
+            // Reservations make this impossible as long as the handle counts what the tables count.
+            debug_assert!(false, "a reserved broadcast found no room");
+            topic.pool.remove(&id);
+            return fx.push(refused);
+        }
+        topic.enter(id, Entry { stage: Stage::Active, size, attribute, relayed: false });
+        self.counters.broadcasts += 1;
+        self.feed(index, now);
+    }
+
+    pub(super) fn abort(&mut self, index: usize, id: &ArtifactId, now: Instant, fx: &mut Effects) {
+        if self.stage(index, id) != Some(Stage::Active) {
+            return self.release(index, id, now);
+        }
+        let Some(topic) = self.topics.get_mut(index) else { return };
+        let bytes = topic.end(id);
+        fx.push(Effect::Freed { topic: topic.id(), bytes });
+        if topic.view.is_advertised(id) {
+            topic.advance(id, Stage::Released);
+        } else {
+            topic.leave(id);
+        }
+        self.counters.aborts += 1;
+        for (peer, key) in self.carried.remove(id).unwrap_or_default() {
+            if let Some(link) = self.links.get_mut(peer.index()) {
+                link.carrying.remove(&key);
+            }
+            self.counters.resets_sent += 1;
+            fx.push(Effect::Reset { peer, key });
+        }
+    }
+
+    pub(super) fn validate(&mut self, index: usize, id: &ArtifactId, now: Instant, fx: &mut Effects) {
+        let Some(topic) = self.topics.get_mut(index) else { return };
+        let freed = Effect::Freed { topic: topic.id(), bytes: 0 };
+        let (Some(Stage::Delivered), Some(entry)) = (topic.stage(id), topic.entry(id).copied()) else {
+            return fx.push(freed);
+        };
+        let Some(size) = topic.relay(id) else {
+            self.counters.relays_refused += 1;
+            fx.push(freed);
+            return self.release(index, id, now);
+        };
+        let active = Active { id: *id, size, attribute: entry.attribute, origin: Origin::Relay };
+        if topic.slots.handle_broadcast(active).is_err() {
+            debug_assert!(false, "a reserved relay found no slot");
+            fx.push(freed);
+            return self.release(index, id, now);
+        }
+        topic.advance(id, Stage::Active);
+        self.counters.relays += 1;
+        self.feed(index, now);
+    }
+
+    pub(super) fn release(&mut self, index: usize, id: &ArtifactId, now: Instant) {
+        let Some(topic) = self.topics.get_mut(index) else { return };
+        if topic.stage(id) != Some(Stage::Delivered) {
+            return;
+        }
+        topic.pool.remove(id);
+        topic.advance(id, Stage::Released);
+        self.feed(index, now);
+    }
+
+    /// The filter has changed: everything it wanted later is judged again.
+    pub(super) fn judge_again(&mut self, index: usize, now: Instant) {
+        let Some(topic) = self.topics.get_mut(index) else { return };
+        let mut judged = Vec::new();
+        topic.admission.handle_filter_changed(&mut judged);
+        for (advert, verdict) in judged {
+            match verdict {
+                Verdict::Want if topic.stage(&advert.id) == Some(Stage::Later) => {
+                    topic.admission.forget(&advert.id);
+                    topic.advance(&advert.id, Stage::Starved);
+                }
+                Verdict::Discard if !topic.admission.remembers(&advert.id) => {
+                    topic.advance(&advert.id, Stage::Discarded);
+                }
+                Verdict::Want | Verdict::Later | Verdict::Discard => (),
+            }
+        }
+        self.feed(index, now);
+    }
+}

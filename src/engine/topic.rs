@@ -1,0 +1,253 @@
+//! One topic in one lane: its tables, and where each of its artifacts stands.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::mem;
+
+use crate::config::TopicConfig;
+use crate::proto::{
+    self, Admission, Origin, Pool, PoolLimits, Promotion, SlotLimits, Slots, View, ViewLimits,
+};
+use crate::types::{ArtifactId, Attribute, IdMap, KeyedState, NodeId, PeerIndex, Rng, StreamKey, TopicId};
+
+use super::{Artifact, Event};
+
+/// Where an artifact stands, from the first advert until nobody names it any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// Wanted; its body is being asked for.
+    Fetching,
+    /// Wanted; its body is being pushed.
+    Arriving {
+        /// By whom.
+        peer: PeerIndex,
+        /// On which stream.
+        key: StreamKey,
+    },
+    /// Wanted; there is no room for its body.
+    Starved,
+    /// The filter wants it later.
+    Later,
+    /// The filter does not want it.
+    Discarded,
+    /// Its body is here; the replica has not been told.
+    Ready,
+    /// The replica has it, and has not said what becomes of it.
+    Delivered,
+    /// The replica is done with it, but a peer still names it.
+    Released,
+    /// In our own active set.
+    Active,
+}
+
+/// What is known of an artifact.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Entry {
+    pub(super) stage: Stage,
+    /// The largest size that an advertiser has stated.
+    pub(super) size: u32,
+    pub(super) attribute: Attribute,
+    /// Whether every advert so far was a relay's.
+    pub(super) relayed: bool,
+}
+
+impl Entry {
+    /// Bytes set aside for its body, which is on its way.
+    fn reserved(&self) -> u64 {
+        match self.stage {
+            Stage::Fetching | Stage::Arriving { .. } => u64::from(self.size),
+            _ => 0,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Telling {
+    Delivered(ArtifactId),
+    Withdrawn(ArtifactId),
+}
+
+/// See the module.
+pub(super) struct Topic {
+    config: TopicConfig,
+    pub(super) slots: Slots,
+    pub(super) view: View,
+    pub(super) pool: Pool,
+    pub(super) admission: Admission,
+    ledger: IdMap<Entry>,
+    /// Wanted artifacts without room; taken up again when bodies go.
+    starved: BTreeSet<ArtifactId>,
+    /// Bytes set aside for bodies that are on their way.
+    reserved: u64,
+    /// Bytes of active bodies that are relays.
+    relay_bytes: u64,
+    /// What the replica is to be told. A `Delivered` whose artifact is not `Ready` any more is skipped.
+    tellings: VecDeque<Telling>,
+}
+
+impl Topic {
+    pub(super) fn new(config: TopicConfig, peers: usize, rng: &mut Rng) -> Topic {
+        let slot_limits = SlotLimits {
+            capacity: config.slots,
+            peers,
+            push_threshold: config.push_threshold,
+            class: config.class,
+        };
+        // The replica's own bodies are counted by its handle, relays here; each may use `active_bytes`.
+        let validated_bytes = config.active_bytes.saturating_mul(2);
+        let pool_limits = PoolLimits { validated_bytes, unvalidated_bytes: config.pending_bytes };
+        Topic {
+            slots: Slots::new(slot_limits, rng),
+            view: View::new(ViewLimits { slots_per_peer: config.slots, peers }, rng),
+            pool: Pool::new(pool_limits, rng),
+            admission: Admission::new(config.filter.clone()),
+            ledger: IdMap::with_hasher(KeyedState::new(rng)),
+            starved: BTreeSet::new(),
+            reserved: 0,
+            relay_bytes: 0,
+            tellings: VecDeque::new(),
+            config,
+        }
+    }
+
+    pub(super) fn id(&self) -> TopicId {
+        self.config.id
+    }
+
+    pub(super) fn config(&self) -> &TopicConfig {
+        &self.config
+    }
+
+    pub(super) fn entry(&self, id: &ArtifactId) -> Option<&Entry> {
+        self.ledger.get(id)
+    }
+
+    pub(super) fn stage(&self, id: &ArtifactId) -> Option<Stage> {
+        self.ledger.get(id).map(|entry| entry.stage)
+    }
+
+    /// Enters an artifact, or replaces what is known of it.
+    pub(super) fn enter(&mut self, id: ArtifactId, entry: Entry) {
+        self.leave(&id);
+        self.reserved += entry.reserved();
+        self.ledger.insert(id, entry);
+        self.entered(id, entry.stage);
+    }
+
+    /// Moves an artifact to another stage.
+    pub(super) fn advance(&mut self, id: &ArtifactId, stage: Stage) {
+        let Some(entry) = self.ledger.get_mut(id) else { return };
+        let before = entry.reserved();
+        let old = mem::replace(&mut entry.stage, stage);
+        self.reserved = self.reserved - before + entry.reserved();
+        if old == Stage::Starved {
+            self.starved.remove(id);
+        }
+        self.entered(*id, stage);
+    }
+
+    fn entered(&mut self, id: ArtifactId, stage: Stage) {
+        match stage {
+            Stage::Starved => drop(self.starved.insert(id)),
+            Stage::Ready => self.tell(Telling::Delivered(id)),
+            _ => (),
+        }
+    }
+
+    /// Takes an artifact out; what was known of it.
+    pub(super) fn leave(&mut self, id: &ArtifactId) -> Option<Entry> {
+        let entry = self.ledger.remove(id)?;
+        self.reserved -= entry.reserved();
+        self.starved.remove(id);
+        Some(entry)
+    }
+
+    /// Another advertiser's word on an artifact: of two sizes the larger counts, lest a liar starve the honest.
+    pub(super) fn hear(&mut self, id: &ArtifactId, size: u32, relayed: bool) {
+        let Some(entry) = self.ledger.get_mut(id) else { return };
+        let before = entry.reserved();
+        entry.size = entry.size.max(size);
+        entry.relayed &= relayed;
+        self.reserved = self.reserved - before + entry.reserved();
+    }
+
+    /// Tells the replica that a delivered artifact is withdrawn.
+    pub(super) fn tell_withdrawn(&mut self, id: ArtifactId) {
+        self.tell(Telling::Withdrawn(id));
+    }
+
+    fn tell(&mut self, telling: Telling) {
+        // Artifacts that come and go while the consumer is away leave skipped entries; more than half are never kept.
+        if self.tellings.len() > 64 + 2 * self.ledger.len() {
+            let (ledger, mut seen) = (&self.ledger, BTreeSet::new());
+            self.tellings.retain(|telling| match telling {
+                Telling::Delivered(id) => {
+                    ledger.get(id).is_some_and(|entry| entry.stage == Stage::Ready) && seen.insert(*id)
+                }
+                Telling::Withdrawn(_) => true,
+            });
+        }
+        self.tellings.push_back(telling);
+    }
+
+    /// Whether there is room for a body of `size` bytes besides those on their way.
+    pub(super) fn has_room(&self, size: u32) -> bool {
+        let taken = self.reserved + self.pool.bytes(proto::Stage::Unvalidated);
+        taken + u64::from(size) <= self.config.pending_bytes
+    }
+
+    /// Makes a delivered artifact active as a relay, if there is room for its body; its size.
+    pub(super) fn relay(&mut self, id: &ArtifactId) -> Option<u32> {
+        let size = self.pool.get(id)?.bytes.len() as u32;
+        let relay_bytes = self.relay_bytes + u64::from(size);
+        if relay_bytes > self.config.active_bytes || !matches!(self.pool.validate(id), Promotion::Promoted(_))
+        {
+            return None;
+        }
+        self.relay_bytes = relay_bytes;
+        Some(size)
+    }
+
+    /// Ends an active artifact; the bytes that the handle counted for it.
+    pub(super) fn end(&mut self, id: &ArtifactId) -> u64 {
+        let Some(active) = self.slots.handle_abort(id) else { return 0 };
+        self.pool.remove(id);
+        match active.origin {
+            Origin::Own => u64::from(active.size),
+            Origin::Relay => {
+                self.relay_bytes -= u64::from(active.size);
+                0
+            }
+        }
+    }
+
+    /// The first starved artifact whose body now has room.
+    pub(super) fn next_fed(&self) -> Option<ArtifactId> {
+        let id = self.starved.first()?;
+        self.has_room(self.ledger.get(id)?.size).then_some(*id)
+    }
+
+    pub(super) fn has_events(&self) -> bool {
+        !self.tellings.is_empty()
+    }
+
+    pub(super) fn poll_event(&mut self, member: impl Fn(PeerIndex) -> Option<NodeId>) -> Option<Event> {
+        loop {
+            match self.tellings.pop_front()? {
+                Telling::Withdrawn(id) => return Some(Event::Withdrawn { id }),
+                Telling::Delivered(id) if self.stage(&id) == Some(Stage::Ready) => {
+                    self.advance(&id, Stage::Delivered);
+                    let Some(held) = self.pool.get(&id) else { continue };
+                    let (attribute, bytes) = (held.attribute, held.bytes.clone());
+                    let Some(from) = held.from.and_then(&member) else { continue };
+                    let artifact = Artifact { topic: self.config.id, id, attribute, bytes };
+                    return Some(Event::Delivered { artifact, from });
+                }
+                Telling::Delivered(_) => (),
+            }
+        }
+    }
+
+    pub(super) fn pool_bytes(&self) -> (u64, u64) {
+        (self.pool.bytes(proto::Stage::Validated), self.pool.bytes(proto::Stage::Unvalidated))
+    }
+}

@@ -1,0 +1,594 @@
+//! The library's door: start a node, open topics, broadcast, abort, receive.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use crossbeam_channel::bounded;
+use ring::rand::{SecureRandom, SystemRandom};
+
+use crate::config::{ConfigError, Granted, Limits, Settings, TopicConfig, TopicConfigError};
+use crate::engine::{Command, Engine, EngineConfig};
+use crate::quic::{Identity, Quic, QuicConfig, QuicError};
+use crate::sync::{Producer, PushError, queue};
+use crate::types::{ArtifactId, Attribute, HashKind, Membership, NodeId, PerClass, Rng, TopicId, Verified};
+use crate::wire::Hello;
+
+use super::delivery::{self, Deliveries};
+use super::driver::Control;
+use super::executor::{ExecutorConfig, Executors};
+use super::io::{BindError, SocketBuffers, bind};
+use super::lane::{Lane, LaneCommand, LaneParts, NewTopic};
+use super::preflight::PreflightError;
+use super::registry::{RegistryError, RegistrySource};
+use super::stats::{LaneBoard, LaneState, Stats};
+
+/// What a node is started with.
+#[non_exhaustive]
+pub struct Config {
+    /// The node's key: its name and its proof.
+    pub identity: Identity,
+    /// Who is a member.
+    pub registry: Box<dyn RegistrySource>,
+    /// Listen on this address instead of the first one that the registry has for this node.
+    pub bind: Option<IpAddr>,
+    /// Sizes and times.
+    pub settings: Settings,
+    /// Cores, when the node has executors of its own ([`Node::start`]).
+    pub executors: ExecutorConfig,
+}
+
+impl Config {
+    /// A configuration with the defaults.
+    pub fn new(identity: Identity, registry: impl RegistrySource + 'static) -> Config {
+        Config {
+            identity,
+            registry: Box::new(registry),
+            bind: None,
+            settings: Settings::default(),
+            executors: ExecutorConfig::default(),
+        }
+    }
+}
+
+/// Why a node did not start. Nothing of it is left behind.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The host cannot carry it.
+    #[error(transparent)]
+    Host(PreflightError),
+    /// An executor failed to start.
+    #[error("the executor of core {core} did not start: {why}")]
+    Executor {
+        /// Its core.
+        core: usize,
+        /// What the system said.
+        why: String,
+    },
+    /// There is no membership record.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// The node is no member.
+    #[error(
+        "this node's key {id} is not in the registry of subnet {subnet:?}; add it with `corecast registry add`"
+    )]
+    NotMember {
+        /// Its id.
+        id: NodeId,
+        /// The subnet's name.
+        subnet: String,
+    },
+    /// A setting is out of range.
+    #[error(transparent)]
+    Settings(#[from] ConfigError),
+    /// A lane's port cannot be had.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// The transport refuses its configuration.
+    #[error(transparent)]
+    Transport(#[from] QuicError),
+    /// The system gave no randomness.
+    #[error("the system's random source failed")]
+    Randomness,
+}
+
+/// Why a topic was not opened.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum TopicError {
+    /// A setting is out of range.
+    #[error(transparent)]
+    Config(#[from] TopicConfigError),
+    /// It is open already.
+    #[error("topic {0} is open already")]
+    Open(TopicId),
+    /// The node has stopped, or a lane does not answer.
+    #[error("the node has stopped")]
+    Stopped,
+}
+
+/// Why an artifact was not broadcast. Nothing has changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum BroadcastError {
+    /// The topic's table in the artifact's lane is full, in slots or in bytes: abort something first.
+    #[error("the topic's table is full")]
+    Full,
+    /// It is larger than the node's limit.
+    #[error("an artifact has {size} bytes; at most {limit} are allowed")]
+    TooLarge {
+        /// Its bytes.
+        size: usize,
+        /// The limit.
+        limit: u32,
+    },
+    /// Too many commands of this class wait for the lane: try again.
+    #[error("too many commands wait for the lane")]
+    Busy,
+    /// The node has stopped.
+    #[error("the node has stopped")]
+    Stopped,
+}
+
+/// Why a command was not taken. Nothing has changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum CommandError {
+    /// The topic's table in the artifact's lane is full (only [`Topic::validate`]).
+    #[error("the topic's table is full")]
+    Full,
+    /// Too many commands of this class wait for the lane: try again.
+    #[error("too many commands wait for the lane")]
+    Busy,
+    /// The node has stopped.
+    #[error("the node has stopped")]
+    Stopped,
+}
+
+/// Slots and bytes of one topic that handles have taken and lanes have not freed, per lane: how `broadcast` knows at once
+/// that a table is full.
+#[derive(Debug)]
+pub(super) struct Reservations {
+    lanes: Vec<(AtomicU32, AtomicU64)>,
+    slots: u32,
+    bytes: u64,
+}
+
+impl Reservations {
+    fn new(config: &TopicConfig, lanes: u16) -> Reservations {
+        let lanes = (0..lanes).map(|_| Default::default()).collect();
+        Reservations { lanes, slots: config.slots, bytes: config.active_bytes }
+    }
+
+    fn take(&self, lane: u16, bytes: u64) -> Result<(), BroadcastError> {
+        let (slots, used) = self.lanes.get(usize::from(lane)).ok_or(BroadcastError::Stopped)?;
+        let take = |now: u32| (now < self.slots).then_some(now + 1);
+        slots.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).map_err(|_| BroadcastError::Full)?;
+        let take = |now: u64| now.checked_add(bytes).filter(|sum| *sum <= self.bytes);
+        if used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_err() {
+            slots.fetch_sub(1, Ordering::Relaxed);
+            return Err(BroadcastError::Full);
+        }
+        Ok(())
+    }
+
+    /// Gives one slot and `bytes` back.
+    pub(super) fn free(&self, lane: u16, bytes: u64) {
+        if let Some((slots, used)) = self.lanes.get(usize::from(lane)) {
+            slots.fetch_sub(1, Ordering::Relaxed);
+            used.fetch_sub(bytes, Ordering::Relaxed);
+        }
+    }
+}
+
+struct LaneHandle {
+    commands: Producer<LaneCommand>,
+    board: Arc<LaneBoard>,
+    /// Which executor runs it.
+    turn: usize,
+}
+
+type Hashes = Arc<RwLock<BTreeMap<TopicId, HashKind>>>;
+
+struct Inner {
+    executors: Executors,
+    id: NodeId,
+    membership: Arc<Membership>,
+    lanes: Vec<LaneHandle>,
+    stopping: Arc<AtomicBool>,
+    hashes: Hashes,
+    limits: Mutex<Limits>,
+}
+
+/// A running node. Dropping it stops it without waiting; see [`Node::shutdown`].
+pub struct Node {
+    inner: Arc<Inner>,
+}
+
+impl Node {
+    /// Starts a node on executors of its own ([`Config::executors`]).
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub fn start(config: Config) -> Result<Node, StartError> {
+        let executors = Executors::start(&config.executors)?;
+        Node::start_on(&executors, config)
+    }
+
+    /// Starts a node on executors that it may share with others. Its lanes are dealt to them in turn.
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub fn start_on(executors: &Executors, mut config: Config) -> Result<Node, StartError> {
+        config.settings.check()?;
+        let membership = config.registry.load()?;
+        let id = config.identity.id();
+        let me = membership.index_of(&id).and_then(|index| membership.members().get(index.index()));
+        let Some(me) = me else {
+            return Err(StartError::NotMember { id, subnet: membership.subnet().to_owned() });
+        };
+        let buffer = config.settings.socket_buffer;
+        let wanted = SocketBuffers { receive: buffer, send: buffer };
+        let mut sockets = Vec::new();
+        let listen = me.addresses.first().copied();
+        for lane in 0..membership.lanes() {
+            let Some(mut address) = listen else { break };
+            address.set_ip(config.bind.unwrap_or(address.ip()));
+            address.set_port(address.port() + lane);
+            sockets.push(bind(address, wanted)?);
+        }
+        let least = |pick: fn(&SocketBuffers) -> usize| {
+            sockets.iter().map(|(_, granted)| pick(granted)).min().unwrap_or(0)
+        };
+        let granted =
+            Granted { receive: least(|granted| granted.receive), send: least(|granted| granted.send) };
+        let limits =
+            Limits::derive(&config.settings, membership.members().len(), membership.lanes(), granted);
+        let mut seed = [0; 8];
+        SystemRandom::new().fill(&mut seed).map_err(|_| StartError::Randomness)?;
+        let mut plan = Plan {
+            executors,
+            config: &config,
+            membership: &membership,
+            limits: &limits,
+            hashes: Hashes::default(),
+            stopping: Arc::default(),
+            rng: Rng::new(u64::from_le_bytes(seed)),
+            boot: u64::from_le_bytes(seed),
+        };
+        let mut lanes = Vec::new();
+        let mut ready = Vec::new();
+        for index in 0..membership.lanes() {
+            let (handle, lane) = plan.lane(index)?;
+            lanes.push(handle);
+            ready.push(lane);
+        }
+        let (hashes, stopping) = (plan.hashes, plan.stopping);
+        for ((lane, (socket, _)), handle) in ready.into_iter().zip(sockets).zip(&lanes) {
+            executors.tell(handle.turn, Control::Add(Box::new(lane), socket));
+        }
+        let executors = executors.clone();
+        let limits = Mutex::new(limits);
+        Ok(Node { inner: Arc::new(Inner { executors, id, membership, lanes, stopping, hashes, limits }) })
+    }
+
+    /// This node's id.
+    pub fn id(&self) -> NodeId {
+        self.inner.id
+    }
+
+    /// What its lanes run on.
+    pub fn executors(&self) -> &Executors {
+        &self.inner.executors
+    }
+
+    /// The membership record in use.
+    pub fn membership(&self) -> &Membership {
+        &self.inner.membership
+    }
+
+    /// The node's bounds and their worst-case sum, with the topics opened so far.
+    pub fn limits(&self) -> Limits {
+        self.inner.limits.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Starts to take part in a topic. Waits until every lane has opened it, microseconds as a rule.
+    ///
+    /// # Errors
+    /// See [`TopicError`].
+    pub fn topic(&self, config: TopicConfig) -> Result<(Topic, Deliveries), TopicError> {
+        let inner = &self.inner;
+        let artifact_bytes = self.limits().artifact_bytes;
+        config.check(artifact_bytes)?;
+        {
+            let mut hashes = inner.hashes.write().unwrap_or_else(PoisonError::into_inner);
+            if hashes.insert(config.id, config.hash).is_some() {
+                return Err(TopicError::Open(config.id));
+            }
+        }
+        let wakes = inner.lanes.iter().map(|lane| lane.commands.wake_word().clone()).collect();
+        let (outlet, deliveries) = delivery::queue(config.queue, wakes);
+        let reservations = Arc::new(Reservations::new(&config, inner.membership.lanes()));
+        let (opened, opening) = bounded(inner.lanes.len());
+        for lane in &inner.lanes {
+            let mut command = LaneCommand::Topic(Box::new(NewTopic {
+                config: config.clone(),
+                outlet: outlet.clone(),
+                reservations: reservations.clone(),
+                opened: opened.clone(),
+            }));
+            loop {
+                match lane.commands.push(crate::types::Class::Critical, command) {
+                    Ok(()) => break,
+                    Err(PushError::Closed(_)) => return Err(TopicError::Stopped),
+                    Err(PushError::Full(back)) => {
+                        command = back;
+                        std::thread::sleep(Duration::from_millis(1));
+                    }
+                }
+            }
+        }
+        drop((outlet, opened));
+        for _ in &inner.lanes {
+            opening.recv().map_err(|_| TopicError::Stopped)?;
+        }
+        inner.limits.lock().unwrap_or_else(PoisonError::into_inner).add_topic(&config);
+        let topic = OpenTopic { config, artifact_bytes, reservations, node: inner.clone() };
+        Ok((Topic { inner: Arc::new(topic) }, deliveries))
+    }
+
+    /// What the node has counted.
+    pub fn stats(&self) -> Stats {
+        Stats::sum(self.inner.lanes.iter().map(|lane| lane.board.figures()))
+    }
+
+    /// Whether every lane runs. A lane that panicked has not, and nothing goes through it any more.
+    pub fn is_healthy(&self) -> bool {
+        self.inner.lanes.iter().all(|lane| lane.board.state() == LaneState::Running)
+    }
+
+    /// Says farewell to every peer and stops. Waits at most `deadline`; whether all lanes ended in time.
+    pub fn shutdown(self, deadline: Duration) -> bool {
+        self.inner.stop();
+        let deadline = Instant::now() + deadline;
+        self.inner.lanes.iter().all(|lane| lane.board.wait_ended(deadline))
+    }
+}
+
+impl Inner {
+    fn stop(&self) {
+        self.stopping.store(true, Ordering::SeqCst);
+        self.lanes.iter().for_each(|lane| lane.commands.wake_word().wake());
+    }
+
+    /// Puts a command into the artifact's lane.
+    fn push(&self, id: &ArtifactId, config: &TopicConfig, command: Command) -> Result<(), CommandError> {
+        let lane =
+            self.lanes.get(usize::from(id.lane(self.membership.lanes()))).ok_or(CommandError::Stopped)?;
+        lane.commands.push(config.class, LaneCommand::Engine(command)).map_err(|error| match error {
+            PushError::Full(_) => CommandError::Busy,
+            PushError::Closed(_) => CommandError::Stopped,
+        })
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.inner.stop();
+    }
+}
+
+impl fmt::Debug for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "Node({:?} of {:?}, {} lanes)",
+            self.id(),
+            self.membership().subnet(),
+            self.inner.lanes.len()
+        )
+    }
+}
+
+/// What the lanes of one node are built from.
+struct Plan<'a> {
+    executors: &'a Executors,
+    config: &'a Config,
+    membership: &'a Arc<Membership>,
+    limits: &'a Limits,
+    hashes: Hashes,
+    stopping: Arc<AtomicBool>,
+    rng: Rng,
+    boot: u64,
+}
+
+impl Plan<'_> {
+    fn lane(&mut self, index: u16) -> Result<(LaneHandle, Lane), StartError> {
+        let turn = self.executors.deal();
+        let (producer, consumer) =
+            queue(PerClass([self.config.settings.commands; 4]), self.executors.wake_word(turn));
+        let quic = Quic::new(self.quic_config(index))?;
+        let board = Arc::<LaneBoard>::default();
+        let membership = self.membership;
+        let hello = Hello {
+            subnet: membership.subnet_hash(),
+            lanes: membership.lanes(),
+            lane: index,
+            registry: membership.version(),
+            boot: self.boot,
+        };
+        let engine = Engine::new(EngineConfig {
+            hello,
+            members: membership.members().iter().map(|member| member.id).collect(),
+            limits: self.limits.clone(),
+            relay_grace: self.config.settings.relay_grace,
+            seed: self.rng.next_u64(),
+        });
+        let lane = Lane::new(LaneParts {
+            index,
+            quic,
+            engine,
+            commands: consumer,
+            stopping: self.stopping.clone(),
+            board: board.clone(),
+            members: membership.members().len(),
+        });
+        Ok((LaneHandle { commands: producer, board, turn }, lane))
+    }
+
+    fn quic_config(&mut self, lane: u16) -> QuicConfig {
+        let Plan { config, limits, .. } = self;
+        let Settings { mtu, idle_timeout, prefilter, .. } = config.settings;
+        let hashes = self.hashes.clone();
+        let hash_of = move |topic| hashes.read().unwrap_or_else(PoisonError::into_inner).get(&topic).copied();
+        QuicConfig {
+            mtu,
+            stream_window: limits.stream_window,
+            connection_window: limits.connection_window,
+            send_window: limits.send_window,
+            urgent_reserve: limits.urgent_reserve,
+            uni_streams: limits.uni_streams,
+            bidi_streams: limits.bidi_streams,
+            idle_timeout,
+            keep_alive: idle_timeout / 5,
+            artifact_limit: limits.artifact_bytes,
+            pushes_in_assembly: limits.pushes_in_assembly,
+            prefilter,
+            ..QuicConfig::new(
+                config.identity.clone(),
+                self.membership.clone(),
+                lane,
+                Arc::new(hash_of),
+                self.rng.next_u64(),
+                self.executors.epoch(),
+            )
+        }
+    }
+}
+
+struct OpenTopic {
+    config: TopicConfig,
+    artifact_bytes: u32,
+    reservations: Arc<Reservations>,
+    node: Arc<Inner>,
+}
+
+/// A handle to one topic, to be cloned and shared among threads at will. No call waits.
+#[derive(Clone)]
+pub struct Topic {
+    inner: Arc<OpenTopic>,
+}
+
+impl Topic {
+    /// Makes an artifact active: from now on every member is told of it until it is aborted. Hashes the bytes on the calling
+    /// thread.
+    ///
+    /// # Errors
+    /// See [`BroadcastError`]. An artifact that is active already is left as it is.
+    pub fn broadcast(&self, bytes: impl Into<Bytes>) -> Result<ArtifactId, BroadcastError> {
+        self.broadcast_with(bytes, Attribute::EMPTY)
+    }
+
+    /// [`Topic::broadcast`] with an attribute for the receivers' filters.
+    ///
+    /// # Errors
+    /// See [`BroadcastError`].
+    pub fn broadcast_with(
+        &self,
+        bytes: impl Into<Bytes>,
+        attribute: Attribute,
+    ) -> Result<ArtifactId, BroadcastError> {
+        let OpenTopic { config, artifact_bytes, reservations, node } = &*self.inner;
+        let bytes = bytes.into();
+        let size = bytes.len();
+        if size > *artifact_bytes as usize {
+            return Err(BroadcastError::TooLarge { size, limit: *artifact_bytes });
+        }
+        let body = Verified::hash(config.hash, bytes);
+        let id = body.id();
+        let lane = id.lane(node.membership.lanes());
+        reservations.take(lane, size as u64)?;
+        node.push(&id, config, Command::Broadcast { topic: config.id, body, attribute }).map_err(
+            |error| {
+                reservations.free(lane, size as u64);
+                match error {
+                    CommandError::Full => BroadcastError::Full,
+                    CommandError::Busy => BroadcastError::Busy,
+                    CommandError::Stopped => BroadcastError::Stopped,
+                }
+            },
+        )?;
+        Ok(id)
+    }
+
+    /// Ends an active artifact: what was not sent is not sent, what was begun is reset, peers let it go. Unknown ids are
+    /// ignored.
+    ///
+    /// # Errors
+    /// See [`CommandError`].
+    pub fn abort(&self, id: &ArtifactId) -> Result<(), CommandError> {
+        self.push(id, Command::Abort { topic: self.id(), id: *id })
+    }
+
+    /// Relays a delivered artifact: it joins this node's active set, so that it reaches everyone even if its maker is gone.
+    /// To be aborted like one's own.
+    ///
+    /// # Errors
+    /// See [`CommandError`].
+    pub fn validate(&self, id: &ArtifactId) -> Result<(), CommandError> {
+        let OpenTopic { reservations, node, .. } = &*self.inner;
+        let lane = id.lane(node.membership.lanes());
+        reservations.take(lane, 0).map_err(|_| CommandError::Full)?;
+        self.push(id, Command::Validate { topic: self.id(), id: *id })
+            .inspect_err(|_| reservations.free(lane, 0))
+    }
+
+    /// Lets a delivered artifact go that will not be relayed: its memory no longer counts against `pending_bytes`.
+    ///
+    /// # Errors
+    /// See [`CommandError`].
+    pub fn release(&self, id: &ArtifactId) -> Result<(), CommandError> {
+        self.push(id, Command::Release { topic: self.id(), id: *id })
+    }
+
+    /// The filter decides differently now: asks it again about everything that it wanted later.
+    ///
+    /// # Errors
+    /// See [`CommandError`]; some lanes may have been asked.
+    pub fn filter_changed(&self) -> Result<(), CommandError> {
+        let OpenTopic { config, node, .. } = &*self.inner;
+        for lane in &node.lanes {
+            let command = LaneCommand::Engine(Command::FilterChanged { topic: config.id });
+            lane.commands.push(config.class, command).map_err(|error| match error {
+                PushError::Full(_) => CommandError::Busy,
+                PushError::Closed(_) => CommandError::Stopped,
+            })?;
+        }
+        Ok(())
+    }
+
+    /// The topic's id.
+    pub fn id(&self) -> TopicId {
+        self.inner.config.id
+    }
+
+    /// Bytes of the largest artifact that [`Topic::broadcast`] takes.
+    pub fn artifact_bytes(&self) -> u32 {
+        self.inner.artifact_bytes
+    }
+
+    fn push(&self, id: &ArtifactId, command: Command) -> Result<(), CommandError> {
+        self.inner.node.push(id, &self.inner.config, command)
+    }
+}
+
+impl fmt::Debug for Topic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.inner.config.fmt(f)
+    }
+}

@@ -1,0 +1,281 @@
+//! One lane of one node on its executor: transport and engine, joined turn by turn.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use crossbeam_channel::Sender;
+
+use crate::config::TopicConfig;
+use crate::engine::{Command, Effect, Effects, Engine, Event};
+use crate::quic::{self, Quic};
+use crate::sync::Consumer;
+use crate::types::{Instant, PeerIndex, Received, TopicId};
+use crate::wire::CloseCode;
+
+use super::delivery::{Offered, Outlet};
+use super::handle::Reservations;
+use super::io::{Io, Port};
+use super::stats::{LaneBoard, LaneFigures, LaneState};
+
+/// What the replica's threads send a lane.
+#[derive(Debug)]
+pub(super) enum LaneCommand {
+    Engine(Command),
+    /// A topic opens; the lane answers when it has.
+    Topic(Box<NewTopic>),
+}
+
+#[derive(Debug)]
+pub(super) struct NewTopic {
+    pub(super) config: TopicConfig,
+    pub(super) outlet: Outlet,
+    pub(super) reservations: Arc<Reservations>,
+    pub(super) opened: Sender<()>,
+}
+
+struct OpenTopic {
+    id: TopicId,
+    outlet: Outlet,
+    reservations: Arc<Reservations>,
+}
+
+/// What a lane is made of; see [`Lane::new`].
+pub(super) struct LaneParts {
+    pub(super) index: u16,
+    pub(super) quic: Quic,
+    pub(super) engine: Engine,
+    pub(super) commands: Consumer<LaneCommand>,
+    pub(super) stopping: Arc<AtomicBool>,
+    pub(super) board: Arc<LaneBoard>,
+    pub(super) members: usize,
+}
+
+/// Whether a turn found work, so that another should follow at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Turned {
+    Idle,
+    Busy,
+    /// The lane has stopped and wants to be dropped.
+    Ended,
+}
+
+/// See the module.
+pub(super) struct Lane {
+    parts: LaneParts,
+    topics: Vec<OpenTopic>,
+    effects: Effects,
+    received: bool,
+    closing: Option<Instant>,
+    figures: LaneFigures,
+    unpublished: bool,
+}
+
+impl Lane {
+    /// Commands taken in one turn.
+    const COMMANDS: usize = 256;
+    /// Things given to one peer's link in one turn.
+    const OUTGOING: usize = 64;
+    /// Batches of datagrams sent in one turn.
+    const TRANSMITS: usize = 32;
+    /// Events handed to one topic's consumer in one turn.
+    const EVENTS: usize = 256;
+    /// Turns between two publications of the figures, when there is no pause before.
+    const PUBLISH: u64 = 512;
+    /// How long a closing lane waits for its peers' farewell.
+    const FAREWELL: Duration = Duration::from_millis(100);
+
+    pub(super) fn new(parts: LaneParts) -> Lane {
+        Lane {
+            parts,
+            topics: Vec::new(),
+            effects: Vec::new(),
+            received: false,
+            closing: None,
+            figures: LaneFigures::default(),
+            unpublished: true,
+        }
+    }
+
+    /// Takes datagrams in. The turn follows.
+    pub(super) fn handle_received(&mut self, now: Instant, received: Received) {
+        self.parts.quic.handle_received(now, received);
+        self.received = true;
+    }
+
+    /// One turn, always in the same order; each step is bounded, and a bound that was hit makes the turn `Busy`.
+    pub(super) fn turn(&mut self, now: Instant, io: &mut impl Io, port: Port) -> Turned {
+        let mut busy = std::mem::take(&mut self.received);
+        if self.parts.stopping.load(Ordering::Relaxed) && self.closing.is_none() {
+            self.parts.quic.close(now, CloseCode::Shutdown);
+            self.closing = Some(now + Self::FAREWELL);
+        }
+        busy |= self.take_commands(now);
+        busy |= self.timers(now);
+        busy |= self.link_events(now);
+        self.carry_out(now);
+        busy |= self.fill(now);
+        busy |= self.transmit(now, io, port);
+        busy |= self.deliver(now);
+        self.figures.turns += 1;
+        self.unpublished |= busy;
+        if self.figures.turns.is_multiple_of(Self::PUBLISH) {
+            self.publish();
+        }
+        match self.closing {
+            Some(end) if now >= end || self.parts.quic.is_drained() => Turned::Ended,
+            _ if busy => Turned::Busy,
+            _ => Turned::Idle,
+        }
+    }
+
+    /// Whether commands wait. To be asked once more after announcing to park.
+    pub(super) fn has_commands(&self) -> bool {
+        !self.parts.commands.is_empty()
+            || (self.closing.is_none() && self.parts.stopping.load(Ordering::Relaxed))
+    }
+
+    /// When the next turn is due without any input.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        let engine = self.parts.engine.poll_timeout().map(|(at, _)| at);
+        [engine, self.parts.quic.poll_timeout(), self.closing].into_iter().flatten().min()
+    }
+
+    /// Publishes the figures when something has changed.
+    pub(super) fn publish(&mut self) {
+        if !std::mem::take(&mut self.unpublished) {
+            return;
+        }
+        self.figures.engine = *self.parts.engine.counters();
+        self.figures.quic = *self.parts.quic.counters();
+        self.figures.connected_peers = self.parts.quic.connected();
+        self.parts.board.publish(&self.figures);
+    }
+
+    /// The lane's last word.
+    pub(super) fn end(mut self, state: LaneState) {
+        self.unpublished = true;
+        self.publish();
+        let board = self.parts.board.clone();
+        drop(self);
+        board.set_state(state);
+    }
+
+    fn link_events(&mut self, now: Instant) -> bool {
+        let (quic, engine, fx) = (&mut self.parts.quic, &mut self.parts.engine, &mut self.effects);
+        let mut busy = false;
+        while let Some((peer, event)) = quic.poll_event() {
+            busy = true;
+            match event {
+                quic::Event::Connected { connection } => engine.handle_connected(peer, connection, now, fx),
+                quic::Event::Disconnected { .. } => engine.handle_disconnected(peer, now, fx),
+                quic::Event::Link(incoming) => engine.handle_link(peer, incoming, now, fx),
+            }
+        }
+        busy
+    }
+
+    fn take_commands(&mut self, now: Instant) -> bool {
+        for _ in 0..Self::COMMANDS {
+            match self.parts.commands.pop() {
+                Some((_, LaneCommand::Engine(command))) => {
+                    self.parts.engine.handle_command(command, now, &mut self.effects);
+                }
+                Some((_, LaneCommand::Topic(new))) => self.open_topic(*new),
+                None => return false,
+            }
+        }
+        true
+    }
+
+    fn open_topic(&mut self, new: NewTopic) {
+        let id = new.config.id;
+        if self.parts.engine.handle_topic(new.config) {
+            self.topics.push(OpenTopic { id, outlet: new.outlet, reservations: new.reservations });
+        }
+        // Who opened the topic may have given up waiting.
+        let _ = new.opened.try_send(());
+    }
+
+    fn timers(&mut self, now: Instant) -> bool {
+        let mut busy = false;
+        if self.parts.quic.poll_timeout().is_some_and(|at| at <= now) {
+            self.parts.quic.handle_timeout(now);
+            busy = true;
+        }
+        if self.parts.engine.poll_timeout().is_some_and(|(at, _)| at <= now) {
+            self.parts.engine.handle_timeout(now, &mut self.effects);
+            busy = true;
+        }
+        busy
+    }
+
+    fn carry_out(&mut self, now: Instant) {
+        for effect in self.effects.drain(..) {
+            match effect {
+                Effect::Reset { peer, key } => self.parts.quic.reset(peer, key),
+                Effect::Disconnect { peer, code } => self.parts.quic.disconnect(now, peer, code),
+                Effect::Freed { topic, bytes } => {
+                    if let Some(topic) = self.topics.iter().find(|open| open.id == topic) {
+                        topic.reservations.free(self.parts.index, bytes);
+                    }
+                }
+            }
+        }
+    }
+
+    fn fill(&mut self, now: Instant) -> bool {
+        let (quic, engine) = (&mut self.parts.quic, &mut self.parts.engine);
+        let mut busy = false;
+        for peer in (0..self.parts.members as u16).map(PeerIndex) {
+            if !engine.has_outgoing(peer) {
+                continue;
+            }
+            for _ in 0..Self::OUTGOING {
+                let Some(at_least) = quic.room(peer) else { break };
+                let Some(outgoing) = engine.poll_outgoing(peer, at_least, now) else { break };
+                quic.send(peer, outgoing);
+                busy = true;
+            }
+        }
+        busy
+    }
+
+    fn transmit(&mut self, now: Instant, io: &mut impl Io, port: Port) -> bool {
+        self.parts.quic.begin_turn();
+        for sent in 0..Self::TRANSMITS {
+            let Some(mut buffer) = io.take_buffer() else { return sent > 0 };
+            match self.parts.quic.poll_transmit(now, &mut buffer) {
+                Some(transmit) => io.send(port, &transmit, buffer),
+                None => {
+                    io.return_buffer(buffer);
+                    return sent > 0;
+                }
+            }
+        }
+        true
+    }
+
+    fn deliver(&mut self, now: Instant) -> bool {
+        let mut busy = false;
+        for topic in &self.topics {
+            if !self.parts.engine.has_events(topic.id) {
+                continue;
+            }
+            let mut offered = 0;
+            while offered < Self::EVENTS && topic.outlet.has_room() {
+                let Some(event) = self.parts.engine.poll_event(topic.id) else { break };
+                offered += 1;
+                if let Offered::Gone(Event::Delivered { artifact, .. }) = topic.outlet.offer(event) {
+                    let release = Command::Release { topic: topic.id, id: artifact.id };
+                    self.parts.engine.handle_command(release, now, &mut self.effects);
+                }
+            }
+            if offered > 0 {
+                topic.outlet.announce();
+                busy = true;
+            }
+        }
+        busy
+    }
+}

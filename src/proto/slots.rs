@@ -1,0 +1,675 @@
+//! Sender half of the abortable broadcast, for one topic in one lane: which artifact occupies which slot, and
+//! what each peer must still be told.
+//!
+//! What a peer must still hear is a set of slots, not a queue of messages: an update is built from the slot's
+//! content at the moment the link has room. So an abort before sending costs nothing, a slot that changed
+//! five times is sent once, a stalled peer costs bits, and a new connection is "all dirty".
+
+use bytes::Bytes;
+
+use super::DirtySet;
+use crate::types::{ArtifactId, Attribute, Class, IdMap, KeyedState, PeerIndex, Rng, Slot, Version};
+use crate::wire::MAX_SLOTS;
+
+/// Sizes of one topic's table.
+#[derive(Debug, Clone, Copy)]
+pub struct SlotLimits {
+    /// The most artifacts that are active at a time; above [`MAX_SLOTS`] it counts as [`MAX_SLOTS`]. A slot
+    /// costs about 150 bytes once used, and three bits for each connected peer.
+    pub capacity: u32,
+    /// Peers; indices at or above it are ignored.
+    pub peers: usize,
+    /// Own bodies smaller than this many bytes are pushed, others adverted.
+    pub push_threshold: u32,
+    /// The topic's class: own bodies of a `Critical` topic are pushed whatever their size.
+    pub class: Class,
+}
+
+/// Where an active artifact comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// This node made it.
+    Own,
+    /// Another member made it, and the replica validated it here. Relayed artifacts are adverted, never
+    /// pushed.
+    Relay,
+}
+
+/// An artifact that this node broadcasts now. Its body lives in the [`Pool`](super::Pool).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Active {
+    /// Its id.
+    pub id: ArtifactId,
+    /// Bytes of its body.
+    pub size: u32,
+    /// What a filter may look at.
+    pub attribute: Attribute,
+    /// Where it comes from.
+    pub origin: Origin,
+}
+
+/// Why an artifact did not become active. Nothing has changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum SlotsError {
+    /// Every slot is occupied: abort something first.
+    #[error("every slot of the topic is occupied")]
+    Full,
+    /// It is active already.
+    #[error("the artifact is active already")]
+    Duplicate,
+}
+
+/// What to tell a peer of a slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Told<'a> {
+    /// The artifact, with its body.
+    Push(&'a Active),
+    /// The artifact, by name.
+    Advert(&'a Active),
+    /// That what it was told before is gone.
+    Clear,
+}
+
+/// The next thing to tell a peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Next<'a> {
+    /// The slot.
+    pub slot: Slot,
+    /// The table's version at the slot's last change.
+    pub version: Version,
+    /// What to say.
+    pub told: Told<'a>,
+}
+
+/// The table.
+///
+/// - The replica's side: [`handle_broadcast`](Slots::handle_broadcast),
+///   [`handle_abort`](Slots::handle_abort).
+/// - The link's side: [`handle_connected`](Slots::handle_connected) once the peer has opened the topic, whose
+///   result goes out as a [`Resync`](crate::wire::Resync); then [`next_update`](Slots::next_update) whenever
+///   the link has room; [`put_back`](Slots::put_back) for what did not get out whole;
+///   [`handle_disconnected`](Slots::handle_disconnected).
+///
+/// Promises: one artifact per slot and one slot per artifact; versions grow with every change; of two changes
+/// to a slot only the newer is sent; a peer that may hold an entry of a slot which is free now gets exactly
+/// one `Clear` for it. Does not promise history: a peer that was away learns the table as it is.
+#[derive(Debug)]
+pub struct Slots {
+    limits: SlotLimits,
+    version: u64,
+    /// Every slot that was ever used; a free one keeps the version of its last change.
+    table: Vec<Place>,
+    /// Free slots below `table.len()`.
+    holes: DirtySet,
+    by_id: IdMap<Slot>,
+    /// Connected peers.
+    links: Vec<Option<Link>>,
+}
+
+#[derive(Debug)]
+struct Place {
+    version: Version,
+    active: Option<Active>,
+}
+
+/// What one connection has been told and must still be told.
+#[derive(Debug)]
+struct Link {
+    /// Dirty slots that take few bytes to tell: adverts and clears.
+    words: DirtySet,
+    /// Dirty slots whose body is pushed.
+    bodies: DirtySet,
+    /// Slots of which the peer may hold an entry.
+    told: DirtySet,
+    /// Where the next search begins, so that low slots that change often cannot starve high ones.
+    cursor: u32,
+    /// The slot that was taken out last, and whether the peer had been told of it before; until the table
+    /// changes.
+    last: Option<(u32, bool)>,
+}
+
+impl Slots {
+    /// An empty table. `seed` draws the key of the look-up by id.
+    pub fn new(mut limits: SlotLimits, seed: &mut Rng) -> Slots {
+        limits.capacity = limits.capacity.min(MAX_SLOTS);
+        Slots {
+            limits,
+            version: 0,
+            table: Vec::new(),
+            holes: DirtySet::new(limits.capacity),
+            by_id: IdMap::with_hasher(KeyedState::new(seed)),
+            links: (0..limits.peers).map(|_| None).collect(),
+        }
+    }
+
+    /// Makes `active` active: in the lowest free slot, with a new version, to be told to every connected
+    /// peer.
+    pub fn handle_broadcast(&mut self, active: Active) -> Result<Slot, SlotsError> {
+        if self.by_id.contains_key(&active.id) {
+            return Err(SlotsError::Duplicate);
+        }
+        if self.is_full() {
+            return Err(SlotsError::Full);
+        }
+        let version = self.next_version();
+        let number = self.holes.next_at_or_after(0).unwrap_or(self.table.len() as u32);
+        self.by_id.insert(active.id, Slot(number));
+        let pushes = self.limits.pushes(&active);
+        let place = Place { version, active: Some(active) };
+        if self.holes.remove(number) {
+            self.table[number as usize] = place;
+        } else {
+            self.table.push(place);
+        }
+        for link in self.links.iter_mut().flatten() {
+            link.last = None;
+            link.mark(number, pushes);
+        }
+        self.check();
+        Ok(Slot(number))
+    }
+
+    /// Ends the broadcast of `id`: a peer that was told, or may have been, has a `Clear` coming; others hear
+    /// nothing.
+    pub fn handle_abort(&mut self, id: &ArtifactId) -> Option<Active> {
+        let Slot(number) = self.by_id.remove(id)?;
+        let version = self.next_version();
+        let place = self.table.get_mut(number as usize)?;
+        place.version = version;
+        let active = place.active.take();
+        self.holes.insert(number);
+        for link in self.links.iter_mut().flatten() {
+            link.last = None;
+            link.unmark(number);
+            if link.told.contains(number) {
+                link.mark(number, false);
+            }
+        }
+        self.check();
+        active
+    }
+
+    /// Begins a connection. Returns the table's version and the bitmap of occupied slots, which the caller
+    /// sends as a [`Resync`](crate::wire::Resync) on that connection.
+    ///
+    /// Every occupied slot is dirty, and counts as told from now on: the peer keeps its entry of an older
+    /// connection in such a slot, so an abort before the update went out must still say `Clear`.
+    pub fn handle_connected(&mut self, peer: PeerIndex) -> (Version, Bytes) {
+        let empty = DirtySet::new(self.limits.capacity);
+        let (words, bodies, told) = (empty.clone(), empty.clone(), empty);
+        let mut link = Link { words, bodies, told, cursor: 0, last: None };
+        let mut occupied = vec![0u8; self.table.len().div_ceil(8)];
+        for (number, place) in self.table.iter().enumerate() {
+            if let Some(active) = &place.active {
+                link.mark(number as u32, self.limits.pushes(active));
+                link.told.insert(number as u32);
+                occupied[number / 8] |= 1 << (number % 8);
+            }
+        }
+        let used = occupied.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+        occupied.truncate(used);
+        if let Some(place) = self.links.get_mut(peer.index()) {
+            *place = Some(link);
+        }
+        (Version(self.version), Bytes::from(occupied))
+    }
+
+    /// The connection is gone; nothing of `peer` is kept.
+    pub fn handle_disconnected(&mut self, peer: PeerIndex) {
+        if let Some(link) = self.links.get_mut(peer.index()) {
+            *link = None;
+        }
+    }
+
+    /// Takes the next update out of the peer's dirty set; the caller sends it on the current connection, or
+    /// puts it back.
+    ///
+    /// `knows` says whether the peer has named the artifact itself **on this connection** (an older claim may
+    /// predate a restart that lost the body). Such an artifact is passed over; where the peer may hold
+    /// another entry of that slot, it gets a `Clear`.
+    pub fn next_update(
+        &mut self,
+        peer: PeerIndex,
+        knows: &mut dyn FnMut(&ArtifactId) -> bool,
+    ) -> Option<Next<'_>> {
+        self.next(peer, knows, true)
+    }
+
+    /// The same without pushes, for a link that has room for words only: pushes stay where they are.
+    pub fn next_word(
+        &mut self,
+        peer: PeerIndex,
+        knows: &mut dyn FnMut(&ArtifactId) -> bool,
+    ) -> Option<Next<'_>> {
+        self.next(peer, knows, false)
+    }
+
+    fn next(
+        &mut self,
+        peer: PeerIndex,
+        knows: &mut dyn FnMut(&ArtifactId) -> bool,
+        bodies: bool,
+    ) -> Option<Next<'_>> {
+        let link = self.links.get_mut(peer.index())?.as_mut()?;
+        loop {
+            let number = link.next_dirty(bodies)?;
+            link.unmark(number);
+            link.cursor = number + 1;
+            link.last = Some((number, link.told.contains(number)));
+            let place = self.table.get(number as usize)?;
+            let told = match &place.active {
+                Some(active) if !knows(&active.id) => {
+                    link.told.insert(number);
+                    if self.limits.pushes(active) { Told::Push(active) } else { Told::Advert(active) }
+                }
+                _ if link.told.remove(number) => Told::Clear,
+                _ => continue,
+            };
+            return Some(Next { slot: Slot(number), version: place.version, told });
+        }
+    }
+
+    /// Undoes the [`next_update`](Slots::next_update) that gave `slot`, **at once**, before a byte of it has
+    /// left (the batch had no room for it): the peer counts as told of what it was told before.
+    pub fn put_back(&mut self, peer: PeerIndex, slot: Slot) {
+        let Some(Some(link)) = self.links.get_mut(peer.index()) else { return };
+        match link.last.take() {
+            Some((last, false)) if last == slot.0 => {
+                link.told.remove(slot.0);
+                self.mark_again(peer, slot);
+            }
+            _ => self.handle_broken(peer, slot),
+        }
+    }
+
+    /// A push of `slot` broke on its way by a reset that was not ours: the slot is dirty again, and the peer
+    /// counts as told of it, for it may have seen the head.
+    pub fn handle_broken(&mut self, peer: PeerIndex, slot: Slot) {
+        if let Some(Some(link)) = self.links.get_mut(peer.index())
+            && slot.index() < self.table.len()
+        {
+            link.last = None;
+            link.told.insert(slot.0);
+            self.mark_again(peer, slot);
+        }
+    }
+
+    fn mark_again(&mut self, peer: PeerIndex, slot: Slot) {
+        let Some(place) = self.table.get(slot.index()) else { return };
+        let pushes = place.active.as_ref().is_some_and(|active| self.limits.pushes(active));
+        if let Some(Some(link)) = self.links.get_mut(peer.index()) {
+            link.mark(slot.0, pushes);
+        }
+    }
+
+    /// Whether the peer is connected and has something to hear (or to be passed over).
+    pub fn has_updates(&self, peer: PeerIndex) -> bool {
+        self.backlog(peer) > 0
+    }
+
+    /// Whether some of that is not a push.
+    pub fn has_words(&self, peer: PeerIndex) -> bool {
+        matches!(self.links.get(peer.index()), Some(Some(link)) if !link.words.is_empty())
+    }
+
+    /// Slots of which a connected peer must still hear.
+    pub fn backlog(&self, peer: PeerIndex) -> usize {
+        let link = self.links.get(peer.index()).and_then(Option::as_ref);
+        link.map_or(0, |link| link.words.len() + link.bodies.len())
+    }
+
+    /// An active artifact and its slot.
+    pub fn get(&self, id: &ArtifactId) -> Option<(Slot, &Active)> {
+        let slot = *self.by_id.get(id)?;
+        Some((slot, self.table.get(slot.index())?.active.as_ref()?))
+    }
+
+    /// The artifact in `slot`, and the version of the slot's last change.
+    pub fn get_slot(&self, slot: Slot) -> Option<(Version, &Active)> {
+        let place = self.table.get(slot.index())?;
+        Some((place.version, place.active.as_ref()?))
+    }
+
+    /// Every active artifact, by slot.
+    pub fn iter(&self) -> impl Iterator<Item = (Slot, &Active)> {
+        let places = self.table.iter().enumerate();
+        places.filter_map(|(number, place)| Some((Slot(number as u32), place.active.as_ref()?)))
+    }
+
+    /// Active artifacts.
+    pub fn len(&self) -> usize {
+        self.by_id.len()
+    }
+
+    /// Whether nothing is active.
+    pub fn is_empty(&self) -> bool {
+        self.by_id.is_empty()
+    }
+
+    /// The most artifacts that are active at a time.
+    pub fn capacity(&self) -> usize {
+        self.limits.capacity as usize
+    }
+
+    /// Whether every slot is occupied.
+    pub fn is_full(&self) -> bool {
+        self.len() >= self.capacity()
+    }
+
+    fn next_version(&mut self) -> Version {
+        self.version += 1;
+        Version(self.version)
+    }
+
+    fn check(&self) {
+        debug_assert_eq!(self.by_id.len() + self.holes.len(), self.table.len());
+        debug_assert!(self.table.len() <= self.capacity());
+    }
+}
+
+impl Link {
+    /// The peer must hear of a slot, which is dirty in one set at most.
+    fn mark(&mut self, number: u32, pushes: bool) {
+        self.unmark(number);
+        if pushes { &mut self.bodies } else { &mut self.words }.insert(number);
+    }
+
+    fn unmark(&mut self, number: u32) {
+        self.words.remove(number);
+        self.bodies.remove(number);
+    }
+
+    /// The next dirty slot from the cursor on, round the table.
+    fn next_dirty(&self, bodies: bool) -> Option<u32> {
+        let next = |from| {
+            let word = self.words.next_at_or_after(from);
+            let body = self.bodies.next_at_or_after(from).filter(|_| bodies);
+            word.into_iter().chain(body).min()
+        };
+        next(self.cursor).or_else(|| next(0))
+    }
+}
+
+impl SlotLimits {
+    fn pushes(&self, active: &Active) -> bool {
+        active.origin == Origin::Own && (active.size < self.push_threshold || self.class == Class::Critical)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PEER: PeerIndex = PeerIndex(0);
+    const OTHER: PeerIndex = PeerIndex(1);
+
+    fn id(byte: u8) -> ArtifactId {
+        ArtifactId([byte; 32])
+    }
+
+    fn own(byte: u8, size: u32) -> Active {
+        Active { id: id(byte), size, attribute: Attribute::EMPTY, origin: Origin::Own }
+    }
+
+    fn relay(byte: u8) -> Active {
+        Active { origin: Origin::Relay, ..own(byte, 1) }
+    }
+
+    fn slots(capacity: u32, class: Class) -> Slots {
+        let limits = SlotLimits { capacity, peers: 2, push_threshold: 1000, class };
+        Slots::new(limits, &mut Rng::new(1))
+    }
+
+    /// A table of four slots with one connected peer.
+    fn one_peer() -> Slots {
+        let mut slots = slots(4, Class::High);
+        slots.handle_connected(PEER);
+        slots
+    }
+
+    fn next(slots: &mut Slots) -> Option<(u32, u64, Told<'_>)> {
+        let next = slots.next_update(PEER, &mut |_| false)?;
+        Some((next.slot.0, next.version.0, next.told))
+    }
+
+    fn drain(slots: &mut Slots) {
+        while slots.next_update(PEER, &mut |_| false).is_some() {}
+    }
+
+    #[test]
+    fn a_broadcast_is_told_once_to_each_connected_peer() {
+        let mut slots = one_peer();
+        assert_eq!(slots.handle_broadcast(own(1, 5)), Ok(Slot(0)));
+        assert!(slots.has_updates(PEER) && !slots.has_updates(OTHER));
+        assert_eq!(next(&mut slots), Some((0, 1, Told::Push(&own(1, 5)))));
+        assert_eq!(next(&mut slots), None);
+        assert!(!slots.has_updates(PEER));
+    }
+
+    #[test]
+    fn aborting_before_the_peer_was_told_sends_nothing() {
+        let mut slots = one_peer();
+        slots.handle_broadcast(own(1, 5)).unwrap();
+        assert_eq!(slots.handle_abort(&id(1)), Some(own(1, 5)));
+        assert!(!slots.has_updates(PEER));
+        assert_eq!(next(&mut slots), None);
+    }
+
+    #[test]
+    fn aborting_after_the_peer_was_told_sends_one_clear() {
+        let mut slots = one_peer();
+        slots.handle_broadcast(own(1, 5)).unwrap();
+        drain(&mut slots);
+        slots.handle_abort(&id(1));
+        assert_eq!(next(&mut slots), Some((0, 2, Told::Clear)));
+        assert_eq!(next(&mut slots), None);
+        assert_eq!(slots.handle_abort(&id(1)), None);
+    }
+
+    #[test]
+    fn a_slot_reused_before_its_clear_went_out_tells_only_the_new_artifact() {
+        let mut slots = one_peer();
+        slots.handle_broadcast(own(1, 5)).unwrap();
+        drain(&mut slots);
+        slots.handle_abort(&id(1));
+        assert_eq!(slots.handle_broadcast(own(2, 5)), Ok(Slot(0)));
+        assert_eq!(next(&mut slots), Some((0, 3, Told::Push(&own(2, 5)))));
+        assert_eq!(next(&mut slots), None);
+    }
+
+    #[test]
+    fn the_lowest_free_slot_is_taken_first() {
+        let mut slots = slots(3, Class::High);
+        for byte in 1..=3 {
+            assert_eq!(slots.handle_broadcast(own(byte, 5)), Ok(Slot(u32::from(byte) - 1)));
+        }
+        assert_eq!(slots.handle_broadcast(own(4, 5)), Err(SlotsError::Full));
+        assert_eq!(slots.handle_broadcast(own(2, 5)), Err(SlotsError::Duplicate));
+        slots.handle_abort(&id(3));
+        slots.handle_abort(&id(1));
+        assert_eq!(slots.handle_broadcast(own(4, 5)), Ok(Slot(0)));
+        assert_eq!(slots.handle_broadcast(own(5, 5)), Ok(Slot(2)));
+        assert!(slots.is_full());
+    }
+
+    #[test]
+    fn large_bodies_and_relays_are_adverted_and_critical_ones_pushed() {
+        let mut slots = one_peer();
+        for active in [own(1, 999), own(2, 1000), relay(3)] {
+            slots.handle_broadcast(active).unwrap();
+        }
+        assert_eq!(next(&mut slots), Some((0, 1, Told::Push(&own(1, 999)))));
+        assert_eq!(next(&mut slots), Some((1, 2, Told::Advert(&own(2, 1000)))));
+        assert_eq!(next(&mut slots), Some((2, 3, Told::Advert(&relay(3)))));
+
+        let mut critical = self::slots(4, Class::Critical);
+        critical.handle_connected(PEER);
+        critical.handle_broadcast(own(1, u32::MAX)).unwrap();
+        critical.handle_broadcast(relay(2)).unwrap();
+        assert_eq!(next(&mut critical), Some((0, 1, Told::Push(&own(1, u32::MAX)))));
+        assert_eq!(next(&mut critical), Some((1, 2, Told::Advert(&relay(2)))));
+    }
+
+    #[test]
+    fn a_new_connection_states_the_whole_table_and_hears_all_of_it() {
+        let mut slots = slots(12, Class::High);
+        for byte in 1..=11 {
+            slots.handle_broadcast(own(byte, 5)).unwrap();
+        }
+        for byte in [1, 2, 11] {
+            slots.handle_abort(&id(byte));
+        }
+        let (version, occupied) = slots.handle_connected(PEER);
+        assert_eq!((version, &occupied[..]), (Version(14), &[0b1111_1100, 0b0000_0011][..]));
+        let heard: Vec<u32> = std::iter::from_fn(|| next(&mut slots).map(|(slot, ..)| slot)).collect();
+        assert_eq!(heard, (2..10).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn an_empty_table_is_stated_by_an_empty_bitmap() {
+        let mut slots = slots(4, Class::High);
+        slots.handle_broadcast(own(1, 5)).unwrap();
+        slots.handle_abort(&id(1));
+        assert_eq!(slots.handle_connected(PEER), (Version(2), Bytes::new()));
+        assert!(!slots.has_updates(PEER));
+    }
+
+    #[test]
+    fn aborting_what_a_resync_stated_sends_a_clear_though_no_update_went_out() {
+        let mut slots = slots(4, Class::High);
+        slots.handle_broadcast(own(1, 5)).unwrap();
+        slots.handle_connected(PEER);
+        slots.handle_abort(&id(1));
+        assert_eq!(next(&mut slots), Some((0, 2, Told::Clear)));
+        assert_eq!(next(&mut slots), None);
+    }
+
+    #[test]
+    fn low_slots_that_change_all_the_time_do_not_starve_high_ones() {
+        let mut slots = one_peer();
+        for byte in 1..=3 {
+            slots.handle_broadcast(own(byte, 5)).unwrap();
+        }
+        let mut heard = Vec::new();
+        for _ in 0..3 {
+            heard.push(next(&mut slots).unwrap().0);
+            slots.handle_abort(&id(1));
+            slots.handle_broadcast(own(1, 5)).unwrap();
+        }
+        assert_eq!(heard, [0, 1, 2]);
+    }
+
+    #[test]
+    fn what_the_peer_advertises_itself_is_passed_over() {
+        let mut slots = one_peer();
+        slots.handle_broadcast(relay(1)).unwrap();
+        slots.handle_broadcast(relay(2)).unwrap();
+        let next = slots.next_update(PEER, &mut |known| *known == id(1)).unwrap();
+        assert_eq!((next.slot, next.told), (Slot(1), Told::Advert(&relay(2))));
+        slots.handle_abort(&id(1));
+        assert!(!slots.has_updates(PEER), "the peer was not told, so nothing is to be cleared");
+    }
+
+    #[test]
+    fn passing_over_an_artifact_clears_what_the_peer_may_hold_in_that_slot() {
+        let mut slots = one_peer();
+        slots.handle_broadcast(own(1, 5)).unwrap();
+        drain(&mut slots);
+        slots.handle_abort(&id(1));
+        slots.handle_broadcast(relay(2)).unwrap();
+        let next = slots.next_update(PEER, &mut |_| true).unwrap();
+        assert_eq!((next.slot, next.version, next.told), (Slot(0), Version(3), Told::Clear));
+        assert!(!slots.has_updates(PEER));
+    }
+
+    #[test]
+    fn an_update_that_was_put_back_is_told_again() {
+        let mut slots = one_peer();
+        slots.handle_broadcast(own(1, 5)).unwrap();
+        drain(&mut slots);
+        slots.put_back(PEER, Slot(0));
+        assert_eq!(next(&mut slots), Some((0, 1, Told::Push(&own(1, 5)))));
+    }
+
+    #[test]
+    fn a_clear_that_was_put_back_is_told_again() {
+        let mut slots = one_peer();
+        slots.handle_broadcast(own(1, 5)).unwrap();
+        drain(&mut slots);
+        slots.handle_abort(&id(1));
+        drain(&mut slots);
+        slots.put_back(PEER, Slot(0));
+        assert_eq!(next(&mut slots), Some((0, 2, Told::Clear)));
+        assert_eq!(next(&mut slots), None);
+    }
+
+    #[test]
+    fn aborting_what_was_put_back_sends_nothing() {
+        let mut slots = one_peer();
+        slots.handle_broadcast(own(1, 5)).unwrap();
+        assert!(next(&mut slots).is_some());
+        slots.put_back(PEER, Slot(0));
+        slots.handle_abort(&id(1));
+        assert_eq!(next(&mut slots), None);
+    }
+
+    #[test]
+    fn what_the_peer_was_told_before_is_not_forgotten_by_putting_back() {
+        let mut slots = one_peer();
+        slots.handle_broadcast(own(1, 5)).unwrap();
+        drain(&mut slots);
+        slots.handle_abort(&id(1));
+        slots.handle_broadcast(own(2, 5)).unwrap();
+        assert!(next(&mut slots).is_some());
+        slots.put_back(PEER, Slot(0));
+        slots.handle_abort(&id(2));
+        assert_eq!(next(&mut slots), Some((0, 4, Told::Clear)));
+    }
+
+    #[test]
+    fn aborting_a_push_that_broke_halfway_sends_a_clear() {
+        let mut slots = one_peer();
+        slots.handle_broadcast(own(1, 5)).unwrap();
+        drain(&mut slots);
+        slots.handle_broken(PEER, Slot(0));
+        slots.handle_abort(&id(1));
+        assert_eq!(next(&mut slots), Some((0, 2, Told::Clear)));
+    }
+
+    #[test]
+    fn words_do_not_wait_for_pushes_on_a_link_without_room_for_bodies() {
+        let mut slots = one_peer();
+        for active in [own(1, 5), relay(2), own(3, 5)] {
+            slots.handle_broadcast(active).unwrap();
+        }
+        let word = slots.next_word(PEER, &mut |_| false).unwrap();
+        assert_eq!((word.slot, word.told), (Slot(1), Told::Advert(&relay(2))));
+        assert_eq!(slots.next_word(PEER, &mut |_| false), None);
+        assert!(!slots.has_words(PEER) && slots.backlog(PEER) == 2);
+        assert_eq!(next(&mut slots).map(|(slot, ..)| slot), Some(2), "the search goes round");
+        slots.handle_abort(&id(3));
+        let word = slots.next_word(PEER, &mut |_| false).unwrap();
+        assert_eq!((word.slot, word.told), (Slot(2), Told::Clear));
+    }
+
+    #[test]
+    fn a_disconnected_peer_has_no_updates() {
+        let mut slots = one_peer();
+        slots.handle_broadcast(own(1, 5)).unwrap();
+        slots.handle_disconnected(PEER);
+        assert!(!slots.has_updates(PEER));
+        slots.put_back(PEER, Slot(0));
+        assert_eq!(next(&mut slots), None);
+    }
+
+    #[test]
+    fn slots_and_peers_out_of_range_are_ignored() {
+        let mut slots = one_peer();
+        let nobody = PeerIndex(9);
+        slots.handle_connected(nobody);
+        slots.handle_disconnected(nobody);
+        slots.put_back(PEER, Slot(3));
+        slots.put_back(nobody, Slot(0));
+        assert!(!slots.has_updates(nobody) && !slots.has_updates(PEER));
+    }
+}
