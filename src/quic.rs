@@ -1,14 +1,15 @@
 //! QUIC, sans-IO: one [`Quic`] per lane turns datagrams into the engine's words and back.
 //!
-//! It wraps quinn-proto: endpoint, connections, the dial policy, and streams. The engine never sees a stream or a
-//! connection, this layer never sees a table; between them lie [`wire::Outgoing`](crate::wire::Outgoing) and
-//! [`wire::Incoming`](crate::wire::Incoming). It reads no clock, opens no socket and starts no thread.
+//! It wraps quinn-proto: endpoint, connections, the dial policy, and streams. The engine never sees a stream
+//! or a connection, this layer never sees a table; between them lie [`wire::Outgoing`](crate::wire::Outgoing)
+//! and [`wire::Incoming`](crate::wire::Incoming). It reads no clock, opens no socket and starts no thread.
 //!
-//! Identity is an Ed25519 key, shown as a raw public key (RFC 7250): TLS 1.3 only, both sides authenticated, nothing
-//! parsed before authentication but 44 fixed bytes. Of two members the one with the lower id dials. There is no 0-RTT, no
-//! ticket, no address token beyond Retry, no migration.
+//! Identity is an Ed25519 key, shown as a raw public key (RFC 7250): TLS 1.3 only, both sides authenticated, no
+//! certificate to parse (a key is 44 fixed bytes). Of two members the one with the lower id dials. There is no
+//! 0-RTT, no ticket, no address token beyond Retry, no migration.
 //!
-//! What a peer can make us hold is bounded by [`QuicConfig`]; what a stranger can make us hold, by the member count.
+//! What a peer can make us hold is bounded by [`QuicConfig`]; what a stranger can make us hold, by the member
+//! count.
 
 mod config;
 mod counters;
@@ -53,7 +54,8 @@ use crate::wire::{CloseCode, Incoming, Outgoing};
 const TRANSMITS_PER_TURN: u32 = 16;
 /// Answers of the endpoint itself that may wait to be sent.
 const MAX_RESPONSES: usize = 64;
-/// The most segments that the kernel splits (`UDP_MAX_SEGMENTS`), and the most bytes of one UDP send over IPv4.
+/// The most segments that the kernel splits (`UDP_MAX_SEGMENTS`), and the most bytes of one UDP send over
+/// IPv4.
 const MAX_SEGMENTS: usize = 64;
 const MAX_TRANSMIT: usize = 65_507;
 
@@ -116,8 +118,8 @@ struct Peer {
 /// - **out**: [`poll_event`](Self::poll_event) after each of them until it is empty,
 ///   [`poll_transmit`](Self::poll_transmit), [`poll_timeout`](Self::poll_timeout)
 ///
-/// The caller begins every turn with [`begin_turn`](Self::begin_turn), never passes a `now` that is earlier than the one
-/// before, and asks [`room`](Self::room) before it sends.
+/// The caller begins every turn with [`begin_turn`](Self::begin_turn), never passes a `now` that is earlier
+/// than the one before, and asks [`room`](Self::room) before it sends.
 pub struct Quic {
     config: QuicConfig,
     clock: Clock,
@@ -254,7 +256,7 @@ impl Quic {
             }
             DatagramEvent::NewConnection(incoming) => self.handle_incoming(now, incoming),
             DatagramEvent::Response(transmit) => {
-                self.respond(transmit, answer);
+                self.respond(&transmit, answer);
                 None
             }
         }
@@ -294,14 +296,14 @@ impl Quic {
         if transmits { Some(Instant::ZERO) } else { self.timers.next() }
     }
 
-    /// The least urgent class for which [`send`](Self::send) is taken now; `None` when the peer is not connected, or its
-    /// link is full.
+    /// The least urgent class for which [`send`](Self::send) is taken now; `None` when the peer is not
+    /// connected, or its link is full.
     pub fn room(&self, peer: PeerIndex) -> Option<Class> {
         self.live(peer)?.room()
     }
 
-    /// Sends something for which [`room`](Self::room) was found. Without a connection it is dropped: the engine has been
-    /// told so. Keys that the engine chooses have bit 63 clear.
+    /// Sends something for which [`room`](Self::room) was found. Without a connection it is dropped: the
+    /// engine has been told so. Keys that the engine chooses have bit 63 clear.
     pub fn send(&mut self, peer: PeerIndex, outgoing: Outgoing) {
         let Some(handle) = self.peers.get(peer.index()).and_then(|peer| peer.live) else { return };
         let Some(Some(link)) = self.links.get_mut(handle) else { return };
@@ -312,8 +314,8 @@ impl Quic {
         }
     }
 
-    /// Abandons a stream: what we send is reset, what we receive is stopped. No further event of it comes but for
-    /// [`Incoming::Progress`] that is queued already. Unknown keys are ignored.
+    /// Abandons a stream: what we send is reset, what we receive is stopped. No further event of it comes but
+    /// for [`Incoming::Progress`] that is queued already. Unknown keys are ignored.
     pub fn reset(&mut self, peer: PeerIndex, key: StreamKey) {
         let Some(handle) = self.peers.get(peer.index()).and_then(|peer| peer.live) else { return };
         let Some(Some(link)) = self.links.get_mut(handle) else { return };
@@ -344,8 +346,8 @@ impl Quic {
         }
     }
 
-    /// The next datagrams to send: `buf` is emptied and filled with one GSO batch. Connections take turns; one that had
-    /// its share of this turn waits for [`begin_turn`](Self::begin_turn).
+    /// The next datagrams to send: `buf` is emptied and filled with one GSO batch. Connections take turns;
+    /// one that had its share of this turn waits for [`begin_turn`](Self::begin_turn).
     pub fn poll_transmit(&mut self, now: Instant, buf: &mut Vec<u8>) -> Option<Transmit> {
         self.set_now(now);
         buf.clear();
@@ -399,8 +401,8 @@ impl Quic {
         }
     }
 
-    /// Closes every connection and opens none from now on. Done when [`is_drained`](Self::is_drained); peers learn of it
-    /// from the first packets that [`poll_transmit`](Self::poll_transmit) then yields.
+    /// Closes every connection and opens none from now on. Done when [`is_drained`](Self::is_drained); peers
+    /// learn of it from the first packets that [`poll_transmit`](Self::poll_transmit) then yields.
     pub fn close(&mut self, now: Instant, code: CloseCode) {
         self.set_now(now);
         self.closing = true;
@@ -454,13 +456,13 @@ impl Quic {
     }
 
     /// Queues a packet of the endpoint itself.
-    fn respond(&mut self, transmit: quinn_proto::Transmit, mut bytes: Vec<u8>) {
+    fn respond(&mut self, transmit: &quinn_proto::Transmit, mut bytes: Vec<u8>) {
         if self.responses.len() >= MAX_RESPONSES {
             self.shared.counters.traffic.responses_dropped += 1;
             return;
         }
         bytes.truncate(transmit.size);
-        self.responses.push_back((of_quinn(&transmit), bytes));
+        self.responses.push_back((of_quinn(transmit), bytes));
     }
 
     /// Lets a stranger's first packet in, or not.
@@ -482,7 +484,7 @@ impl Quic {
                 match self.endpoint.retry(incoming, &mut answer) {
                     Ok(transmit) => {
                         self.shared.counters.traffic.retries += 1;
-                        self.respond(transmit, answer);
+                        self.respond(&transmit, answer);
                     }
                     Err(refused) => self.endpoint.ignore(refused.into_incoming()),
                 }
@@ -509,7 +511,7 @@ impl Quic {
                 let reason = driver::rejection(&refused.cause);
                 self.shared.counters.reject(reason);
                 if let Some(transmit) = refused.response {
-                    self.respond(transmit, answer);
+                    self.respond(&transmit, answer);
                 }
                 None
             }

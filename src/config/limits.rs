@@ -157,7 +157,7 @@ impl Limits {
     pub fn derive(settings: &Settings, members: usize, lanes: u16, granted: Granted) -> Limits {
         let peers = members.saturating_sub(1);
         let share = |bytes: usize| bytes as u64 / peers.max(1) as u64;
-        let window = share(granted.receive).clamp(Self::MIN_WINDOW, Self::MAX_WINDOW);
+        let window = share(granted.receive).clamp(Self::MIN_WINDOW, Self::MAX_WINDOW) & !0xfff;
         // quinn-proto gives up a connection with more than 1,024 gaps in one stream; at worst every second datagram is lost.
         let stream_window = window.min(2 * 1024 * u64::from(settings.mtu));
         // Peers with the same settings: an eighth of what a peer may send us is for urgent bytes alone, another stays spare, so

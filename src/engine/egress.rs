@@ -1,7 +1,7 @@
 //! What a peer is told next, built when its link has room: urgent before bulk, words before bodies.
 
 use crate::proto::{Origin, Told};
-use crate::types::{Class, Instant, PeerIndex, StreamKey};
+use crate::types::{ArtifactId, Class, Instant, PeerIndex, StreamKey};
 use crate::wire::{
     BatchBuilder, Change, FRAME_HEADER, FetchRequest, Frame, MAX_FRAME, Outgoing, PushHead, Reply, Update,
 };
@@ -12,7 +12,7 @@ use super::{Engine, Link};
 enum Packed {
     /// All are in.
     All,
-    /// The batch is full, or the next update may not go now.
+    /// The batch is full.
     Stopped,
     /// The next one is a body for a stream of its own.
     Alone(Outgoing),
@@ -77,7 +77,9 @@ impl Engine {
         let mut batch: Option<BatchBuilder> = None;
         for index in 0..self.topics.len() {
             let Some(topic) = self.topics.get(index) else { break };
-            if topic.config().class != class || !topic.slots.has_updates(peer) {
+            let slots = &topic.slots;
+            let has = if bodies { slots.has_updates(peer) } else { slots.has_words(peer) };
+            if topic.config().class != class || !has {
                 continue;
             }
             let batch = batch.get_or_insert_with(|| BatchBuilder::new(4096));
@@ -100,7 +102,9 @@ impl Engine {
         };
         let id = topic.id();
         let (view, slots, pool) = (&topic.view, &mut topic.slots, &topic.pool);
-        while let Some(next) = slots.next_update(peer, &mut |id| view.advertises_since(peer, connection, id))
+        let knows = &mut |id: &ArtifactId| view.advertises_since(peer, connection, id);
+        while let Some(next) =
+            if bodies { slots.next_update(peer, knows) } else { slots.next_word(peer, knows) }
         {
             let (slot, version) = (next.slot, next.version);
             let change = match next.told {
@@ -115,10 +119,6 @@ impl Engine {
                         continue;
                     };
                     let attribute = active.attribute;
-                    if !bodies {
-                        slots.put_back(peer, slot);
-                        return Packed::Stopped;
-                    }
                     if Update::push_len(&attribute, body.len()) > FRAME_HEADER + MAX_FRAME {
                         if !batch.is_empty() {
                             slots.put_back(peer, slot);
@@ -155,7 +155,7 @@ impl Engine {
         Outgoing::Push { class, key, head: head.encode(), body }
     }
 
-    fn carry(&mut self, peer: PeerIndex, key: StreamKey, id: crate::types::ArtifactId) {
+    fn carry(&mut self, peer: PeerIndex, key: StreamKey, id: ArtifactId) {
         if let Some(link) = self.links.get_mut(peer.index()) {
             link.carrying.insert(key, id);
             self.carried.entry(id).or_default().push((peer, key));

@@ -156,6 +156,7 @@ impl Engine {
                 return false;
             }
         }
+        topic.view.handle_size(peer, &told.id, told.size);
         self.follow(index, heard, Some(told), now, fx);
         true
     }
@@ -182,9 +183,13 @@ impl Engine {
                 // The update itself follows below, once for all that it caused.
                 ViewEffect::Advertised { .. } => (),
                 ViewEffect::Unadvertised { id, peer } => {
-                    let Some(topic) = self.topics.get(index).map(Topic::id) else { return };
-                    if self.stage(index, &id) == Some(Stage::Fetching) {
-                        self.fetch.handle_unadvertised(topic, id, peer, &mut self.fetch_effects);
+                    let Some(topic) = self.topics.get_mut(index) else { return };
+                    match (topic.stage(&id), self.config.members.get(peer.index())) {
+                        (Some(Stage::Fetching), _) => {
+                            self.fetch.handle_unadvertised(topic.id(), id, peer, &mut self.fetch_effects);
+                        }
+                        (Some(Stage::Later), Some(from)) => topic.admission.forget_one(&id, from),
+                        _ => (),
                     }
                 }
                 ViewEffect::Withdrawn { id } => self.withdrawn(index, id, now, fx),
@@ -282,10 +287,9 @@ impl Engine {
 
     fn want(&mut self, index: usize, id: &ArtifactId, not_before: Option<Instant>, now: Instant) {
         let Some(topic) = self.topics.get(index) else { return };
-        let Some(entry) = topic.entry(id) else { return };
         self.fetch.handle_wanted(topic.id(), *id, topic.config().class, not_before, now);
-        for peer in topic.view.advertisers(id) {
-            self.fetch.handle_advertiser(topic.id(), *id, peer, entry.size);
+        for (peer, size) in topic.view.claims(id) {
+            self.fetch.handle_advertiser(topic.id(), *id, peer, size);
         }
     }
 

@@ -43,7 +43,7 @@ pub(super) enum Stage {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Entry {
     pub(super) stage: Stage,
-    /// The largest size that an advertiser has stated.
+    /// The smallest size that an advertiser has stated: what is set aside for it.
     pub(super) size: u32,
     pub(super) attribute: Attribute,
     /// Whether every advert so far was a relay's.
@@ -161,11 +161,12 @@ impl Topic {
         Some(entry)
     }
 
-    /// Another advertiser's word on an artifact: of two sizes the larger counts, lest a liar starve the honest.
+    /// Another advertiser's word on an artifact. Of two sizes the smaller is set aside, lest a liar use up the topic's bytes; a
+    /// body that turns out larger finds room when it comes, or is fetched again.
     pub(super) fn hear(&mut self, id: &ArtifactId, size: u32, relayed: bool) {
         let Some(entry) = self.ledger.get_mut(id) else { return };
         let before = entry.reserved();
-        entry.size = entry.size.max(size);
+        entry.size = entry.size.min(size);
         entry.relayed &= relayed;
         self.reserved = self.reserved - before + entry.reserved();
     }

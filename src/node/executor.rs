@@ -64,8 +64,8 @@ impl Executors {
     /// Checks the host, then starts one executor per core.
     ///
     /// # Errors
-    /// The host lacks io_uring, locked memory or the cores ([`StartError::Host`]); nothing was started then. Or an executor failed
-    /// to start; those that had started were ended.
+    /// The host lacks io_uring, locked memory or the cores ([`StartError::Host`]); nothing was started then. Or an
+    /// executor failed to start; those that had started were ended.
     pub fn start(config: &ExecutorConfig) -> Result<Executors, StartError> {
         let needs = Needs {
             cpus: config.cores.clone(),

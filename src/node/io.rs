@@ -1,12 +1,13 @@
 //! Datagrams between sockets and memory, many per system call, and the one place where an executor waits.
 //!
-//! One instance per executor thread serves every lane on it. Two back ends behind one trait: [`RingIo`], a private
-//! io_uring (multishot receives into provided buffers, joined sends), and [`SyscallIo`], plain calls, for kernels without what
-//! the ring needs. Joined means UDP_SEGMENT out and UDP_GRO in: about 64 KiB per operation, which is worth nine times the
-//! throughput of single datagrams.
+//! One instance per executor thread serves every lane on it. Two back ends behind one trait: [`RingIo`], a
+//! private io_uring (multishot receives into provided buffers, joined sends), and [`SyscallIo`], plain calls,
+//! for kernels without what the ring needs. Joined means UDP_SEGMENT out and UDP_GRO in: about 64 KiB per
+//! operation, which is worth nine times the throughput of single datagrams.
 //!
-//! Unsafe code lives in `buffers` (memory that the kernel fills), `sends` (memory that it reads), `message` (the headers of
-//! both), `ring`, `syscall` and `socket` (the calls themselves). Whoever owns the memory is named at each block.
+//! Unsafe code lives in `buffers` (memory that the kernel fills), `sends` (memory that it reads), `message`
+//! (the headers of both), `ring`, `syscall` and `socket` (the calls themselves). Whoever owns the memory is
+//! named at each block.
 
 mod buffers;
 mod counters;
@@ -36,14 +37,15 @@ pub use syscall::SyscallIo;
 /// Bytes that one [`Io::send`] may carry: the largest UDP payload over IPv4. More fails with EMSGSIZE.
 pub const MAX_SEND_BYTES: usize = 65_507;
 
-/// Datagrams that one [`Io::send`] may carry: UDP_MAX_SEGMENTS of every kernel that has it (newer ones allow 128).
+/// Datagrams that one [`Io::send`] may carry: UDP_MAX_SEGMENTS of every kernel that has it (newer ones allow
+/// 128).
 pub const MAX_SEGMENTS: usize = 64;
 
 /// Capacity of every send buffer and payload room of every receive buffer.
 pub const BUFFER_BYTES: usize = 64 << 10;
 
-/// From this many bytes on, a batch is handed over in the buffer it arrived in; a smaller one is copied out, so that a single
-/// datagram never pins 64 KiB.
+/// From this many bytes on, a batch is handed over in the buffer it arrived in; a smaller one is copied out,
+/// so that a single datagram never pins 64 KiB.
 const HAND_OVER_BYTES: usize = 16 << 10;
 
 /// An open socket of one [`Io`]: a small dense number, reused after [`Io::close`].
@@ -76,7 +78,8 @@ impl IoLimits {
         wanted.min(self.max_buffers).clamp(1, 4096)
     }
 
-    /// The most memory that one instance holds for buffers with `ports` open. Batches already handed over are not part of it.
+    /// The most memory that one instance holds for buffers with `ports` open. Batches already handed over are
+    /// not part of it.
     pub fn memory_bytes(&self, ports: usize) -> usize {
         // The receive buffers with their headers, and the send buffers.
         self.buffers(ports) * (2 * BUFFER_BYTES + buffers::HEADER_BYTES)
@@ -89,7 +92,8 @@ impl IoLimits {
 /// [`send`](Self::send), as often as wanted · [`flush`](Self::flush) · when no lane has work, the steps of
 /// [`WakeWord`] around [`park`](Self::park).
 ///
-/// Does not promise that a datagram which was sent leaves the machine: errors of the kernel are counted and treated as loss.
+/// Does not promise that a datagram which was sent leaves the machine: errors of the kernel are counted and
+/// treated as loss.
 pub trait Io {
     /// Starts to receive on a bound, non-blocking socket.
     ///
@@ -97,22 +101,22 @@ pub trait Io {
     /// [`IoLimits::max_ports`] are open already (`QuotaExceeded`). The socket is closed.
     fn open(&mut self, socket: UdpSocket) -> io::Result<Port>;
 
-    /// Stops. Nothing of the port is delivered afterwards; sends that wait for the kernel are given up. Unknown ports are
-    /// ignored.
+    /// Stops. Nothing of the port is delivered afterwards; sends that wait for the kernel are given up.
+    /// Unknown ports are ignored.
     fn close(&mut self, port: Port);
 
     /// Hands over what has arrived, at most `limit` batches, and returns how many. Never blocks.
     fn receive(&mut self, limit: usize, sink: &mut dyn FnMut(Port, Received)) -> usize;
 
-    /// An empty buffer with room for [`BUFFER_BYTES`], if one is free. None is back-pressure: [`park`](Self::park)
-    /// then returns as soon as a send was completed.
+    /// An empty buffer with room for [`BUFFER_BYTES`], if one is free. None is back-pressure:
+    /// [`park`](Self::park) then returns as soon as a send was completed.
     fn take_buffer(&mut self) -> Option<Vec<u8>>;
 
     /// Takes back a buffer that was not sent.
     fn return_buffer(&mut self, buffer: Vec<u8>);
 
-    /// Queues the first `transmit.len` bytes of `buffer`; the buffer returns to the pool when the kernel is done. The caller
-    /// keeps to [`MAX_SEND_BYTES`] and [`MAX_SEGMENTS`].
+    /// Queues the first `transmit.len` bytes of `buffer`; the buffer returns to the pool when the kernel is
+    /// done. The caller keeps to [`MAX_SEND_BYTES`] and [`MAX_SEGMENTS`].
     fn send(&mut self, port: Port, transmit: &Transmit, buffer: Vec<u8>);
 
     /// Submits what is queued, without waiting.
@@ -121,8 +125,9 @@ pub trait Io {
     /// The ring or the poll itself failed: nothing of this executor can go on.
     fn flush(&mut self) -> io::Result<()>;
 
-    /// Submits what is queued and waits until something arrived, the wake word was written, a buffer became free for a caller
-    /// that found none, or `timeout` passed (None: for ever). May return early for no reason.
+    /// Submits what is queued and waits until something arrived, the wake word was written, a buffer became
+    /// free for a caller that found none, or `timeout` passed (None: for ever). May return early for no
+    /// reason.
     ///
     /// # Errors
     /// As [`flush`](Self::flush).

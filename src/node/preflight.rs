@@ -1,5 +1,5 @@
-//! What this host must offer, checked before any executor exists, so that a missing right is one clear line and not a panic inside
-//! somebody's replica.
+//! What this host must offer, checked before any executor exists, so that a missing right is one clear line
+//! and not a panic inside somebody's replica.
 //!
 //! Read only: nothing on the host is changed, and everything opened is closed again.
 #![allow(unsafe_code)]
@@ -38,7 +38,8 @@ pub struct Needs {
 }
 
 impl Needs {
-    /// Memory that the executors lock: per executor three times `io_memory` (at least 64 KiB each) and 64 KiB.
+    /// Memory that the executors lock: per executor three times `io_memory` (at least 64 KiB each) and 64
+    /// KiB.
     pub fn locked_bytes(&self) -> u64 {
         let io_memory = self.io_memory.next_multiple_of(4096).max(GLOMMIO_MIN_IO_MEMORY);
         let each = io_memory.saturating_mul(GLOMMIO_RINGS).saturating_add(BUFFER_TABLE_BYTES);
@@ -84,7 +85,8 @@ impl fmt::Display for Memlock {
 pub enum PreflightError {
     /// ENOSYS.
     #[error(
-        "io_uring: kernel {kernel} does not offer it; run Linux 6.1 or newer (5.11 at least) with CONFIG_IO_URING"
+        "io_uring: kernel {kernel} does not offer it; run Linux 6.1 or newer (5.11 at least) with \
+         CONFIG_IO_URING"
     )]
     NoIoUring {
         /// `uname -r`.
@@ -92,7 +94,8 @@ pub enum PreflightError {
     },
     /// EPERM with `kernel.io_uring_disabled` set.
     #[error(
-        "io_uring: forbidden by kernel.io_uring_disabled={value}; set it to 0 (sysctl -w kernel.io_uring_disabled=0){}",
+        "io_uring: forbidden by kernel.io_uring_disabled={value}; set it to 0 \
+         (sysctl -w kernel.io_uring_disabled=0){}",
         if *.value == 1 { ", or add this user to the group kernel.io_uring_group" } else { "" }
     )]
     DisabledBySysctl {
@@ -101,9 +104,9 @@ pub enum PreflightError {
     },
     /// EPERM without it.
     #[error(
-        "io_uring: forbidden for this process (EPERM) though kernel.io_uring_disabled is 0: a seccomp filter blocks it, as \
-         container runtimes do by default; allow io_uring_setup, io_uring_enter and io_uring_register (425 to 427) in the \
-         container's profile or the unit's SystemCallFilter"
+        "io_uring: forbidden for this process (EPERM) though kernel.io_uring_disabled is 0: a seccomp filter \
+         blocks it, as container runtimes do by default; allow io_uring_setup, io_uring_enter and \
+         io_uring_register (425 to 427) in the container's profile or the unit's SystemCallFilter"
     )]
     Blocked,
     /// The ring exists and lacks operations that the executors submit.
@@ -119,7 +122,8 @@ pub enum PreflightError {
     Ring(#[source] io::Error),
     /// The configuration insists on the ring back end, which does not work here.
     #[error(
-        "io_uring: multishot receives do not work here ({reason}); run Linux 6.0 or newer, or allow system calls as back end"
+        "io_uring: multishot receives do not work here ({reason}); run Linux 6.0 or newer, or allow system \
+         calls as back end"
     )]
     NoMultishot {
         /// What the trial answered.
@@ -127,8 +131,8 @@ pub enum PreflightError {
     },
     /// Too little memory may be locked.
     #[error(
-        "locked memory: {executors} executors need {need_kib} KiB, the limit is {limit}; raise it: LimitMEMLOCK= in the unit, \
-         `memlock` in /etc/security/limits.conf, or `ulimit -l {need_kib}`"
+        "locked memory: {executors} executors need {need_kib} KiB, the limit is {limit}; raise it: \
+         LimitMEMLOCK= in the unit, `memlock` in /etc/security/limits.conf, or `ulimit -l {need_kib}`"
     )]
     Memlock {
         /// How many executors.
@@ -193,7 +197,8 @@ fn list(cpus: &[usize]) -> String {
     texts.join(",")
 }
 
-/// Checks the host. Call it from a thread that is not pinned: the thread's affinity is taken for the process's.
+/// Checks the host. Call it from a thread that is not pinned: the thread's affinity is taken for the
+/// process's.
 ///
 /// # Errors
 /// The first thing that is missing, cheapest check first.

@@ -78,6 +78,8 @@ struct Holder {
     slots: u32,
     /// The latest connection on which it did.
     connection: ConnectionNumber,
+    /// Bytes of the body, as it says.
+    size: u32,
 }
 
 /// What one peer has said.
@@ -178,6 +180,21 @@ impl View {
         self.holder(peer, id).is_some_and(|holder| holder.connection >= connection)
     }
 
+    /// `peer`, which names `id`, says that its body has `size` bytes. Each peer is asked for what it says itself, so nobody's
+    /// lie keeps a body from being fetched elsewhere.
+    pub fn handle_size(&mut self, peer: PeerIndex, id: &ArtifactId, size: u32) {
+        if let Some(holders) = self.by_id.get_mut(id)
+            && let Ok(at) = place_of(holders, peer)
+        {
+            holders[at].size = size;
+        }
+    }
+
+    /// Who names `id`, by index, with the size that each says.
+    pub fn claims(&self, id: &ArtifactId) -> impl Iterator<Item = (PeerIndex, u32)> {
+        self.by_id.get(id).into_iter().flatten().map(|holder| (holder.peer, holder.size))
+    }
+
     /// Who names `id`, by index.
     pub fn advertisers(&self, id: &ArtifactId) -> impl Iterator<Item = PeerIndex> {
         self.by_id.get(id).into_iter().flatten().map(|holder| holder.peer)
@@ -249,7 +266,7 @@ impl View {
             }
             Err(at) => {
                 fx.push(ViewEffect::Advertised { id, peer, first: holders.is_empty() });
-                holders.insert(at, Holder { peer, slots, connection });
+                holders.insert(at, Holder { peer, slots, connection, size: 0 });
             }
         }
     }

@@ -1,5 +1,5 @@
-//! What a lane's transport is told at its start, and the quinn configuration that follows. Every quinn setting that has
-//! a meaning here is set, since its defaults are unbounded or meant for the open Internet.
+//! What a lane's transport is told at its start, and the quinn configuration that follows. Every quinn
+//! setting that has a meaning here is set, since its defaults are unbounded or meant for the open Internet.
 
 use std::fmt;
 use std::sync::Arc;
@@ -17,12 +17,13 @@ use super::identity::Identity;
 use super::tls::Tls;
 use crate::types::{HashKind, Instant, Membership, NodeId, Rng, TopicId};
 
-/// Tells which hash names a topic's artifacts; `None` for topics that this node does not know. Topics may be added while
-/// the lane runs, so it is asked anew for every body.
+/// Tells which hash names a topic's artifacts; `None` for topics that this node does not know. Topics may be
+/// added while the lane runs, so it is asked anew for every body.
 pub type HashOf = Arc<dyn Fn(TopicId) -> Option<HashKind> + Send + Sync>;
 
-/// Settings of one lane's [`Quic`](super::Quic). The memory that one peer can cost is at most
-/// `connection_window + send_window + urgent_reserve`, plus `(pushes_in_assembly + own fetches) × artifact_limit`.
+/// Settings of one lane's [`Quic`](super::Quic). The payload that one peer can make us hold is at most
+/// `connection_window + send_window + urgent_reserve`, plus `(pushes_in_assembly + own fetches) × artifact_limit`;
+/// quinn's bookkeeping comes on top, and what the engine has sent and `room` did not yet refuse.
 #[derive(Clone)]
 pub struct QuicConfig {
     /// This node's key.
@@ -35,11 +36,12 @@ pub struct QuicConfig {
     pub mtu: u16,
     /// Probe for larger datagrams up to this many bytes.
     pub mtu_discovery_bound: Option<u16>,
-    /// Bytes that a peer may send on one stream before they are read. At most 2 × 1,024 × `mtu`: beyond that, losing every
-    /// second packet of a window makes quinn-proto 0.11.19 close the connection ("too many chunks").
+    /// Bytes that a peer may send on one stream before they are read. At most 2 × 1,024 × `mtu`: beyond that,
+    /// losing every second packet of a window makes quinn-proto 0.11.19 close the connection ("too many
+    /// chunks").
     pub stream_window: u64,
-    /// Bytes that a peer may send on all streams before they are read. At least 8/7 of `send_window + urgent_reserve`, so
-    /// that a peer with the same settings never finds bulk in the way of urgent data.
+    /// Bytes that a peer may send on all streams before they are read. At least 8/7 of `send_window +
+    /// urgent_reserve`, so that a peer with the same settings never finds bulk in the way of urgent data.
     pub connection_window: u64,
     /// Bytes that may wait for acknowledgement, per peer.
     pub send_window: u64,
@@ -55,7 +57,8 @@ pub struct QuicConfig {
     pub keep_alive: Duration,
     /// A handshake takes at most this long.
     pub handshake_timeout: Duration,
-    /// The first wait between dials of a peer, doubled from then on (the first redial after a loss does not wait).
+    /// The first wait between dials of a peer, doubled from then on (the first redial after a loss does not
+    /// wait).
     pub dial_backoff_min: Duration,
     /// The longest wait between dials of a peer.
     pub dial_backoff_max: Duration,
@@ -189,6 +192,10 @@ impl QuicConfig {
         let mut probing = MtuDiscoveryConfig::default();
         // Without a larger bound this still climbs back to `mtu` after a black hole.
         probing.upper_bound(self.mtu_discovery_bound.unwrap_or(self.mtu).max(self.mtu));
+        // Ten segments, as in TCP (RFC 6928): quinn's 14,720 bytes are fewer than one of the largest
+        // datagrams, and with a window below one datagram nothing is ever sent.
+        let mut congestion = CubicConfig::default();
+        congestion.initial_window(10 * u64::from(self.mtu));
         let mut transport = TransportConfig::default();
         transport
             .max_concurrent_uni_streams(self.uni_streams.into())
@@ -196,9 +203,10 @@ impl QuicConfig {
             .stream_receive_window(window(self.stream_window, "stream_window")?)
             .receive_window(window(self.connection_window, "connection_window")?)
             .send_window(self.send_window)
-            // "Fair" is quinn's word for choosing the most urgent stream anew for every packet. Otherwise a stream that
-            // has begun keeps its turn while it has bytes, and a long push would hold up everything urgent. Streams of a
-            // class still go one after another: each has a priority of its own.
+            // "Fair" is quinn's word for choosing the most urgent stream anew for every packet. Otherwise a
+            // stream that has begun keeps its turn while it has bytes, and a long push would hold up
+            // everything urgent. Streams of a class still go one after another: each has a priority of its
+            // own.
             .send_fairness(true)
             .packet_threshold(3)
             .time_threshold(9.0 / 8.0)
@@ -218,7 +226,7 @@ impl QuicConfig {
             .allow_spin(false)
             .datagram_receive_buffer_size(None)
             .datagram_send_buffer_size(0)
-            .congestion_controller_factory(Arc::new(CubicConfig::default()))
+            .congestion_controller_factory(Arc::new(congestion))
             .enable_segmentation_offload(true);
         Ok(Arc::new(transport))
     }
@@ -333,8 +341,8 @@ impl TimeSource for Clock {
     }
 }
 
-/// Makes connection ids of eight bytes: four random, four that prove (under a key that outlives restarts) that this node
-/// made them, so that garbage is not answered by resets but packets for an earlier start are.
+/// Makes connection ids of eight bytes: four random, four that prove (under a key that outlives restarts)
+/// that this node made them, so that garbage is not answered by resets but packets for an earlier start are.
 #[derive(Clone)]
 pub(super) struct ConnectionIds {
     key: (u64, u64),
@@ -372,7 +380,8 @@ impl ConnectionIdGenerator for ConnectionIds {
     }
 }
 
-/// Draws the connection ids that a client makes up for the server's first packets (RFC 9000 §7.2: unpredictable).
+/// Draws the connection ids that a client makes up for the server's first packets (RFC 9000 §7.2:
+/// unpredictable).
 pub(super) struct FirstIds {
     key: (u64, u64),
     count: AtomicU64,

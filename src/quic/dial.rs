@@ -1,4 +1,5 @@
-//! When to dial a peer, and where: the first redial at once, then with doubling, jittered waits, its addresses in turn.
+//! When to dial a peer, and where: the first redial at once, then with doubling, jittered waits, its
+//! addresses in turn.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -13,7 +14,8 @@ pub(super) struct Backoff {
 }
 
 impl Backoff {
-    /// The wait before the dial that follows `failures` fruitless ones: none at first, then uniform in the upper half of
+    /// The wait before the dial that follows `failures` fruitless ones: none at first, then uniform in the
+    /// upper half of
     /// `min × 2^(failures − 1)`, which is capped at `max`.
     fn wait(self, failures: u32, rng: &mut Rng) -> Duration {
         let Some(doublings) = failures.checked_sub(1) else { return Duration::ZERO };
@@ -61,8 +63,8 @@ impl Dialer {
         self.next = self.next.wrapping_sub(1);
     }
 
-    /// A connection or an attempt ended: when to dial again. A connection that lasted longer than the longest wait
-    /// counts as a success.
+    /// A connection or an attempt ended: when to dial again. A connection that lasted longer than the longest
+    /// wait counts as a success.
     pub(super) fn ended(&mut self, now: Instant, backoff: Backoff, rng: &mut Rng) -> Instant {
         match self.connected_at.take() {
             Some(since) if now.saturating_since(since) >= backoff.max => self.failures = 0,

@@ -1,5 +1,5 @@
-//! Who may begin a handshake: nothing costs a signature before its source has shown that it receives what we send, once
-//! handshakes come faster than members need them.
+//! Who may begin a handshake: nothing costs a signature before its source has shown that it receives what we
+//! send, once handshakes come faster than members need them.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -43,8 +43,8 @@ pub(super) struct Door {
 }
 
 impl Door {
-    /// Handshakes that one member may begin at once, and the time between further ones. An honest dialler needs six in its
-    /// first 1.5 s and one per second after that.
+    /// Handshakes that one member may begin at once, and the time between further ones. An honest dialler
+    /// needs six in its first 1.5 s and one per second after that.
     const BURST: u32 = 8;
     const INTERVAL: Duration = Duration::from_millis(500);
     /// Initial packets per member: a handshake takes two to four.
@@ -102,7 +102,8 @@ impl Door {
         })
     }
 
-    /// What to do with a first packet from `ip`, which has shown its address or not, with `pending` handshakes going on.
+    /// What to do with a first packet from `ip`, which has shown its address or not, with `pending`
+    /// handshakes going on.
     pub(super) fn verdict(&mut self, now: Instant, ip: IpAddr, validated: bool, pending: usize) -> Verdict {
         if pending >= self.ignore_above {
             return Verdict::Ignore(Rejection::TooMany);
@@ -112,7 +113,7 @@ impl Door {
         let members = source.members.max(1);
         // Sources that have shown their address have a budget of their own: a spoofer cannot spend it.
         let pace = if validated { &mut source.validated } else { &mut source.handshakes };
-        if !(crowded && !validated) && pace.take(now, Self::INTERVAL / members, Self::BURST * members) {
+        if (validated || !crowded) && pace.take(now, Self::INTERVAL / members, Self::BURST * members) {
             return Verdict::Accept;
         }
         if !validated && self.retries.take(now, Self::RETRY_INTERVAL, Self::RETRY_BURST) {

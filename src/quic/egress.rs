@@ -1,8 +1,8 @@
 //! One peer's outgoing streams: what is queued, by class, and how it enters quinn's send buffer.
 //!
-//! Promises: of two streams that have unsent bytes, the one of the more urgent class goes first, in here and inside quinn;
-//! bulk never fills the buffer so far that urgent data cannot enter. A class takes new work only while little of its old
-//! work is unwritten, so what is committed and not sent stays small.
+//! Promises: of two streams that have unsent bytes, the one of the more urgent class goes first, in here and
+//! inside quinn; bulk never fills the buffer so far that urgent data cannot enter. A class takes new work
+//! only while little of its old work is unwritten, so what is committed and not sent stays small.
 
 use std::collections::VecDeque;
 
@@ -15,7 +15,8 @@ use crate::wire::Incoming;
 
 /// Unwritten bytes of a class from which on it takes nothing new.
 const LOW_WATER: usize = 32 << 10;
-/// Bytes handed to quinn at a time: its send buffer frees acknowledged pieces whole, and scans them for every packet.
+/// Bytes handed to quinn at a time: its send buffer frees acknowledged pieces whole, and scans them for every
+/// packet.
 const SLICE: usize = 64 << 10;
 /// The least that may wait for acknowledgement, however narrow the path.
 const MIN_BUFFER: u64 = 256 << 10;
@@ -32,7 +33,8 @@ pub(super) struct SendWindows {
 }
 
 impl SendWindows {
-    /// Three congestion windows suffice to keep the path full through a loss; more would only be committed earlier.
+    /// Three congestion windows suffice to keep the path full through a loss; more would only be committed
+    /// earlier.
     fn of(self, class: Class, congestion_window: u64) -> u64 {
         let bulk = self.bulk.min(congestion_window.saturating_mul(3).max(MIN_BUFFER));
         match class {
@@ -195,8 +197,8 @@ impl Egress {
         }
     }
 
-    /// A priority of its own for every stream: by rank, and within a rank the older stream first. When the sequence starts
-    /// over, streams of one rank may overtake one another for a moment.
+    /// A priority of its own for every stream: by rank, and within a rank the older stream first. When the
+    /// sequence starts over, streams of one rank may overtake one another for a moment.
     fn prioritise(&mut self, connection: &mut Connection, stream: StreamId, rank: usize) {
         let urgency = (RANKS - 1).saturating_sub(rank) as u32 * SEQUENCE;
         let age = SEQUENCE - 1 - self.sequence % SEQUENCE;

@@ -35,14 +35,16 @@ pub enum IdentityError {
 }
 
 impl Identity {
-    /// Draws a new key. The one place here that asks the system for randomness: a key must not follow from a seed.
+    /// Draws a new key. The one place here that asks the system for randomness: a key must not follow from a
+    /// seed.
     pub fn generate() -> Result<Identity, IdentityError> {
         let pkcs8 =
             Ed25519KeyPair::generate_pkcs8(&SystemRandom::new()).map_err(|_| IdentityError::Randomness)?;
         Identity::from_pkcs8(pkcs8.as_ref())
     }
 
-    /// The key whose RFC 8032 private seed is `seed`: for tests and simulations, which want the same names every run.
+    /// The key whose RFC 8032 private seed is `seed`: for tests and simulations, which want the same names
+    /// every run.
     pub fn from_seed(seed: [u8; 32]) -> Result<Identity, IdentityError> {
         let seed = Zeroizing::new(seed);
         let mut pkcs8 = Zeroizing::new(Vec::with_capacity(PKCS8_HEAD.len() + seed.len()));
@@ -89,9 +91,9 @@ impl Identity {
         secret
     }
 
-    /// The key of one endpoint's stateless resets. It outlives restarts, so that a restarted node's resets are recognised.
-    /// It differs between lanes and subnets: an endpoint that would sign another one's connection ids could be used by
-    /// anybody to reset that one's connections (RFC 9000 §21.11).
+    /// The key of one endpoint's stateless resets. It outlives restarts, so that a restarted node's resets
+    /// are recognised. It differs between lanes and subnets: an endpoint that would sign another one's
+    /// connection ids could be used by anybody to reset that one's connections (RFC 9000 §21.11).
     pub(super) fn reset_key(&self, subnet: &[u8; 32], lane: u16) -> hmac::Key {
         let secret = self.derive(&[b"reset", subnet, &lane.to_le_bytes()]);
         hmac::Key::new(hmac::HMAC_SHA256, secret.as_slice())

@@ -16,8 +16,8 @@ use crate::wire::{
     BatchReader, FetchRequest, Incoming, PushHead, Reply, ReplyHead, STREAM_BATCH, STREAM_PUSH, WireError,
 };
 
-/// Streams that a peer may reset at once, and the time between further ones: an honest peer resets large pushes only, of
-/// which not even 20,000 fit into a second of a 10 Gbit/s path.
+/// Streams that a peer may reset at once, and the time between further ones: an honest peer resets large
+/// pushes only, of which not even 20,000 fit into a second of a 10 Gbit/s path.
 const RESET_BURST: u32 = 4096;
 const RESET_INTERVAL: Duration = Duration::from_micros(50);
 
@@ -179,12 +179,13 @@ impl Ingress {
                 Err(ReadError::Reset(_)) => break Pause::Reset,
             }
         };
-        // Whether it asks for a packet does not matter: whoever reads polls the connection for packets afterwards.
+        // Whether it asks for a packet does not matter: whoever reads polls the connection for packets
+        // afterwards.
         let _ = chunks.finalize();
-        if let (Reading::Reply(reply), true, Pause::Blocked) = (&mut reading, arrived, pause) {
-            if std::mem::replace(&mut reply.turn, shared.turn) != shared.turn {
-                shared.emit(*peer, Incoming::Progress { key: reply.key });
-            }
+        if let (Reading::Reply(reply), true, Pause::Blocked) = (&mut reading, arrived, pause)
+            && std::mem::replace(&mut reply.turn, shared.turn) != shared.turn
+        {
+            shared.emit(*peer, Incoming::Progress { key: reply.key });
         }
         self.settle(io, stream, reading, pause)
     }

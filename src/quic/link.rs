@@ -9,7 +9,7 @@ use super::config::HashOf;
 use super::counters::QuicCounters;
 use super::egress::{Egress, SendWindows, Unwritten};
 use super::ingress::{Ingress, Offence};
-use super::keys::{Keys, Role};
+use super::keys::{Entry, Keys, Role};
 use super::{Event, keys};
 use crate::types::{Class, ConnectionNumber, Instant, PeerIndex, PerClass, StreamKey};
 use crate::wire::{Frame, Incoming, Outgoing, Reply, ReplyHead};
@@ -170,7 +170,7 @@ impl Link {
                     if let StreamEvent::Readable { id } = event {
                         just_read = Some(id);
                     }
-                    if let Some(offence) = self.handle_stream(event, shared) {
+                    if let Some(offence) = self.handle_stream(&event, shared) {
                         return Some(Milestone::Offence(offence));
                     }
                 }
@@ -191,9 +191,9 @@ impl Link {
         ingress.accept(&mut io, Dir::Uni).and_then(|()| ingress.accept(&mut io, Dir::Bi)).err()
     }
 
-    fn handle_stream(&mut self, event: StreamEvent, shared: &mut Shared) -> Option<Offence> {
+    fn handle_stream(&mut self, event: &StreamEvent, shared: &mut Shared) -> Option<Offence> {
         let (mut io, ingress, egress, _) = io!(self, shared);
-        match event {
+        match *event {
             StreamEvent::Opened { dir } => ingress.accept(&mut io, dir).err(),
             StreamEvent::Readable { id } => ingress.read(&mut io, id).err(),
             StreamEvent::Finished { id } => {
@@ -247,9 +247,12 @@ impl Link {
                 }
             }
             Outgoing::Reply { class, key, reply } => {
-                // The peer gave up, or its connection is gone.
-                let Some(stream) = io.keys.get(key).and_then(|entry| entry.stream) else {
-                    return io.shared.emit(io.peer, Incoming::Sent { key, whole: false });
+                let stream = match io.keys.get(key) {
+                    Some(Entry { role: Role::Request, stream: Some(stream), .. }) => stream,
+                    // Answered already.
+                    Some(_) => return,
+                    // The peer gave up, or its connection is gone.
+                    None => return io.shared.emit(io.peer, Incoming::Sent { key, whole: false }),
                 };
                 io.keys.insert(key, Role::Reply, Some(stream));
                 let (head, body) = encode_reply(reply);

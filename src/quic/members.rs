@@ -11,8 +11,9 @@ use crate::types::{Instant, Member, Membership, PeerIndex};
 use crate::wire::CloseCode;
 
 impl Quic {
-    /// Adopts a membership. Connections of members that left are closed (without an event: the caller knows who left),
-    /// new members are dialled, and so are members whose address changed. From now on a [`PeerIndex`] means a place in
+    /// Adopts a membership. Connections of members that left are closed (without an event: the caller knows
+    /// who left), new members are dialled, and so are members whose address changed. From now on a
+    /// [`PeerIndex`] means a place in
     /// `membership`; events that are queued are renumbered.
     pub fn set_membership(&mut self, now: Instant, membership: &Arc<Membership>) {
         self.set_now(now);

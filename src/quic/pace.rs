@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use crate::types::Instant;
 
-/// At most `burst` at once, and one more every `interval` (the generic cell rate algorithm): one instant of state.
+/// At most `burst` at once, and one more every `interval` (the generic cell rate algorithm): one instant of
+/// state.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Pace {
     spent_until: Instant,

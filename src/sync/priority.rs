@@ -1,13 +1,15 @@
-//! A bounded lock-free mailbox with one queue per class: many producers, one consumer, the most urgent class first.
+//! A bounded lock-free mailbox with one queue per class: many producers, one consumer, the most urgent class
+//! first.
 //!
-//! Overflow: a full class refuses and the caller keeps its value; the classes do not share capacity, so bulk cannot crowd out
-//! what is critical. Order is kept per producer and class.
+//! Overflow: a full class refuses and the caller keeps its value; the classes do not share capacity, so bulk
+//! cannot crowd out what is critical. Order is kept per producer and class.
 //!
-//! A producer that the kernel preempts in the middle of a push holds up what comes behind it in its class until it runs again.
+//! A producer that the kernel preempts in the middle of a push holds up what comes behind it in its class
+//! until it runs again.
 
 use std::sync::Arc;
 
-use crossbeam_channel::{Receiver, Sender, TryRecvError, TrySendError, bounded};
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use thiserror::Error;
 
 use super::WakeWord;
@@ -106,13 +108,11 @@ impl<T> Consumer<T> {
         if receiver.is_empty() {
             return None;
         }
-        match receiver.try_recv() {
-            Ok(value) => Some(value),
-            Err(TryRecvError::Empty | TryRecvError::Disconnected) => None,
-        }
+        receiver.try_recv().ok()
     }
 
-    /// True when no class holds anything. After [`WakeWord::prepare_park`], a driver that reads true here may wait.
+    /// True when no class holds anything. After [`WakeWord::prepare_park`], a driver that reads true here may
+    /// wait.
     pub fn is_empty(&self) -> bool {
         self.receivers.0.iter().all(Receiver::is_empty)
     }

@@ -1,4 +1,5 @@
-//! How a replica's thread wakes a parked driver: one flag, and one eventfd that is written only when the flag is set.
+//! How a replica's thread wakes a parked driver: one flag, and one eventfd that is written only when the flag
+//! is set.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -15,12 +16,13 @@ use std::sync::atomic::{AtomicBool, Ordering, fence};
 ///
 /// The other side: put the work where the driver will look, then [`wake`](Self::wake).
 ///
-/// No wake-up is lost. Each side writes one word and then reads the other's, with a sequentially consistent fence between
-/// (Dekker's argument), so in every execution either the driver's recheck sees the work, or the waker sees *parked* and writes the
-/// eventfd. What is written there stays until it is read, so the wait ends even if it begins later. Of several wakers
-/// only the one that takes *parked* down makes the system call: all of them put their work in place before they looked at
-/// the flag, and the driver looks at every mailbox after the wait. A waker that was interrupted between taking the flag and writing
-/// the eventfd makes one needless wake later, never a missing one: the next round sets *parked* anew.
+/// No wake-up is lost. Each side writes one word and then reads the other's, with a sequentially consistent
+/// fence between (Dekker's argument), so in every execution either the driver's recheck sees the work, or the
+/// waker sees *parked* and writes the eventfd. What is written there stays until it is read, so the wait ends
+/// even if it begins later. Of several wakers only the one that takes *parked* down makes the system call:
+/// all of them put their work in place before they looked at the flag, and the driver looks at every mailbox
+/// after the wait. A waker that was interrupted between taking the flag and writing the eventfd makes one
+/// needless wake later, never a missing one: the next round sets *parked* anew.
 #[derive(Debug)]
 pub struct WakeWord {
     parked: AtomicBool,
@@ -44,11 +46,12 @@ impl WakeWord {
         Ok(WakeWord { parked: AtomicBool::new(false), eventfd })
     }
 
-    /// Wakes the driver if it is parked or about to be. The work must be in place before. A system call only for the first
-    /// of all calls since the driver parked.
+    /// Wakes the driver if it is parked or about to be. The work must be in place before. A system call only
+    /// for the first of all calls since the driver parked.
     pub fn wake(&self) {
         fence(Ordering::SeqCst);
-        // The load keeps the line shared while the driver runs; only a parked driver costs an exclusive access.
+        // The load keeps the line shared while the driver runs; only a parked driver costs an exclusive
+        // access.
         if self.parked.load(Ordering::SeqCst) && self.parked.swap(false, Ordering::SeqCst) {
             self.signal();
         }
@@ -71,7 +74,8 @@ impl WakeWord {
         loop {
             // SAFETY: eight bytes of the stack, read during the call only.
             let wrote = unsafe { libc::write(self.eventfd.as_raw_fd(), one.as_ptr().cast(), one.len()) };
-            // The one failure that can pass by itself is a signal; the counter cannot overflow, because whoever waits reads it.
+            // The one failure that can pass by itself is a signal; the counter cannot overflow, because
+            // whoever waits reads it.
             if wrote >= 0 || io::Error::last_os_error().kind() != io::ErrorKind::Interrupted {
                 return;
             }

@@ -1,8 +1,9 @@
-//! The ring of provided buffers: memory into which the kernel writes whatever arrives, without being asked each time.
+//! The ring of provided buffers: memory into which the kernel writes whatever arrives, without being asked
+//! each time.
 //!
-//! Each buffer is an allocation of its own, so a large batch is handed over as it lies and replaced by a fresh allocation; a
-//! small one is copied out and its buffer is provided again. Between [`Buffers::provide`] and the completion that names it, a
-//! buffer belongs to the kernel.
+//! Each buffer is an allocation of its own, so a large batch is handed over as it lies and replaced by a
+//! fresh allocation; a small one is copied out and its buffer is provided again. Between [`Buffers::provide`]
+//! and the completion that names it, a buffer belongs to the kernel.
 #![allow(unsafe_code)]
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
@@ -19,7 +20,8 @@ use super::message::{RECEIVE_CONTROL_BYTES, decode_address, decode_control};
 use super::{BUFFER_BYTES, HAND_OVER_BYTES};
 use crate::types::Received;
 
-/// What a multishot receive puts before the payload: `io_uring_recvmsg_out`, the address, the control messages.
+/// What a multishot receive puts before the payload: `io_uring_recvmsg_out`, the address, the control
+/// messages.
 pub(super) const HEADER_BYTES: usize = OUT_BYTES + NAME_ROOM + RECEIVE_CONTROL_BYTES;
 
 /// Four words: name length, control length, payload length, flags.
@@ -58,11 +60,12 @@ impl Buffers {
         Buffers { entries: entries.cast(), layout, capacity, tail: 0, with_kernel: 0, memory: Vec::new() }
     }
 
-    /// Tells the kernel where the ring is. Until [`unregister`](Self::unregister) it reads the ring and writes into the buffers.
+    /// Tells the kernel where the ring is. Until [`unregister`](Self::unregister) it reads the ring and
+    /// writes into the buffers.
     pub(super) fn register(&self, submitter: &Submitter<'_>) -> io::Result<()> {
         let address = self.entries.as_ptr() as u64;
-        // SAFETY: the entries are page-aligned, zeroed, `capacity` long, and live until `drop`, which the owner defers
-        // until the ring is unregistered and drained.
+        // SAFETY: the entries are page-aligned, zeroed, `capacity` long, and live until `drop`, which the
+        // owner defers until the ring is unregistered and drained.
         unsafe { submitter.register_buf_ring_with_flags(address, self.capacity, GROUP, 0) }
     }
 
@@ -84,21 +87,24 @@ impl Buffers {
         self.with_kernel
     }
 
-    /// A completion named buffer `id`: it is ours again, until [`take`](Self::take) or [`discard`](Self::discard).
+    /// A completion named buffer `id`: it is ours again, until [`take`](Self::take) or
+    /// [`discard`](Self::discard).
     pub(super) fn completed(&mut self) {
         debug_assert!(self.with_kernel > 0);
         self.with_kernel = self.with_kernel.saturating_sub(1);
     }
 
-    /// What the kernel wrote into buffer `id`, `len` bytes in all, or None if it is no usable batch. The buffer, or one in its
-    /// place, is provided again.
+    /// What the kernel wrote into buffer `id`, `len` bytes in all, or None if it is no usable batch. The
+    /// buffer, or one in its place, is provided again.
     pub(super) fn take(&mut self, id: u16, len: usize) -> Option<Received> {
         let memory = self.memory.get_mut(usize::from(id))?;
         if len > memory.capacity() {
+            // It never is.
+            self.provide(id);
             return None;
         }
-        // SAFETY: the kernel wrote a header and payload that end at `len`; what it leaves out, the padding behind the address
-        // and the control messages, was initialised when the buffer was made.
+        // SAFETY: the kernel wrote a header and payload that end at `len`; what it leaves out, the padding
+        // behind the address and the control messages, was initialised when the buffer was made.
         unsafe { memory.set_len(len) };
         let received = Batch::parse(memory).map(|batch| {
             let Batch { from, ecn, stride } = batch;
@@ -125,7 +131,8 @@ impl Buffers {
     fn provide(&mut self, id: u16) {
         let memory = &mut self.memory[usize::from(id)];
         let slot = usize::from(self.tail & (self.capacity - 1));
-        // SAFETY: `slot` is below the capacity. The kernel reads entries only up to the published tail, which is behind this one.
+        // SAFETY: `slot` is below the capacity. The kernel reads entries only up to the published tail, which
+        // is behind this one.
         let entry = unsafe { &mut *self.entries.as_ptr().add(slot) };
         entry.set_addr(memory.as_mut_ptr() as u64);
         entry.set_len((HEADER_BYTES + BUFFER_BYTES) as u32);
@@ -136,7 +143,8 @@ impl Buffers {
 
     /// Shows the kernel what was provided since the last call.
     pub(super) fn publish(&mut self) {
-        // SAFETY: the entries are alive; the tail is a field of the first one, aligned, and only accessed atomically.
+        // SAFETY: the entries are alive; the tail is a field of the first one, aligned, and only accessed
+        // atomically.
         let tail = unsafe { AtomicU16::from_ptr(BufRingEntry::tail(self.entries.as_ptr()).cast_mut()) };
         // Release: the entries are written before the kernel sees them.
         tail.store(self.tail, Ordering::Release);
@@ -152,7 +160,8 @@ impl Drop for Buffers {
     }
 }
 
-/// Memory for one batch with its header. The header's bytes are initialised, because the kernel leaves gaps there.
+/// Memory for one batch with its header. The header's bytes are initialised, because the kernel leaves gaps
+/// there.
 fn fresh() -> BytesMut {
     let mut memory = BytesMut::with_capacity(HEADER_BYTES + BUFFER_BYTES);
     memory.resize(HEADER_BYTES, 0);

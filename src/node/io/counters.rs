@@ -15,7 +15,8 @@ pub struct IoCounters {
     pub discarded_in: u64,
     /// Receives that failed other than for want of a buffer.
     pub receive_errors: u64,
-    /// Times the kernel found no receive buffer and a port had to be armed again: the pool is too small for the bursts.
+    /// Times the kernel found no receive buffer and a port had to be armed again: the pool is too small for
+    /// the bursts.
     pub receive_buffers_exhausted: u64,
     /// Sends that the kernel took.
     pub sends: u64,
@@ -42,8 +43,8 @@ pub struct IoCounters {
 /// Refused sends by reason.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct SendErrors {
-    /// No route, host or network down, or an address this socket cannot reach (ENETUNREACH, EHOSTUNREACH, EINVAL of a
-    /// blackhole route, and their kin).
+    /// No route, host or network down, or an address this socket cannot reach (ENETUNREACH, EHOSTUNREACH,
+    /// EINVAL of a blackhole route, and their kin).
     pub unreachable: u64,
     /// A firewall or a `prohibit` route (EPERM, EACCES).
     pub denied: u64,

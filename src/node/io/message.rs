@@ -1,7 +1,7 @@
 //! Addresses and control messages as the kernel lays them out, and the headers of one `sendmsg`.
 //!
-//! Layouts: `sockaddr_in` (ip(7)), `sockaddr_in6` (ipv6(7)), `cmsghdr` (cmsg(3)) of 64-bit Linux. They are written and read as bytes,
-//! so that what the kernel left behind is parsed by safe code alone.
+//! Layouts: `sockaddr_in` (ip(7)), `sockaddr_in6` (ipv6(7)), `cmsghdr` (cmsg(3)) of 64-bit Linux. They are
+//! written and read as bytes, so that what the kernel left behind is parsed by safe code alone.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -56,8 +56,8 @@ pub(super) fn sockaddr(address: SocketAddr) -> ([u8; NAME_BYTES], usize) {
     (name, len)
 }
 
-/// Reads a `sockaddr`; None for a family other than IPv4 and IPv6, or one that is cut short. The flow label is dropped: it is
-/// not part of who sent.
+/// Reads a `sockaddr`; None for a family other than IPv4 and IPv6, or one that is cut short. The flow label
+/// is dropped: it is not part of who sent.
 pub(super) fn decode_address(name: &[u8]) -> Option<SocketAddr> {
     let family = i32::from(u16::from_ne_bytes(*name.first_chunk()?));
     let port = u16::from_be_bytes(array(name, 2)?);
@@ -126,8 +126,8 @@ fn array<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
     bytes.get(at..)?.first_chunk().copied()
 }
 
-/// Everything of one `sendmsg` but the payload. The header points into its own box, so it may not move while the kernel
-/// reads it.
+/// Everything of one `sendmsg` but the payload. The header points into its own box, so it may not move while
+/// the kernel reads it.
 pub(super) struct Envelope {
     header: libc::msghdr,
     payload: libc::iovec,
@@ -146,8 +146,8 @@ impl Envelope {
         })
     }
 
-    /// Describes a send of `payload`, joined from datagrams of `segment` bytes if one is given. The returned header, this
-    /// envelope and the payload must stay where they are until the kernel is done.
+    /// Describes a send of `payload`, joined from datagrams of `segment` bytes if one is given. The returned
+    /// header, this envelope and the payload must stay where they are until the kernel is done.
     pub(super) fn address(
         self: &mut Box<Envelope>,
         transmit: &Transmit,
@@ -204,7 +204,8 @@ pub(super) fn send_message(
 ) -> io::Result<()> {
     let header = envelope.address(transmit, payload, segment);
     loop {
-        // SAFETY: the header points to the envelope and the payload, both borrowed until this function returns.
+        // SAFETY: the header points to the envelope and the payload, both borrowed until this function
+        // returns.
         let sent = unsafe { libc::sendmsg(socket.as_raw_fd(), header, libc::MSG_DONTWAIT) };
         if sent >= 0 {
             return Ok(());
@@ -266,7 +267,8 @@ mod tests {
         let transmit = Transmit { to: to.parse().unwrap(), ecn, segment: 1200, len: 0 };
         let mut envelope = Envelope::new();
         envelope.address(&transmit, &[], segment);
-        envelope.control[..envelope.header.msg_controllen as usize].to_vec()
+        let len = envelope.header.msg_controllen;
+        envelope.control[..len].to_vec()
     }
 
     #[test]
@@ -284,7 +286,7 @@ mod tests {
         for len in 0..control.len() {
             decode_control(&control[..len]);
         }
-        let mut lying = control.clone();
+        let mut lying = control;
         lying[..8].copy_from_slice(&usize::MAX.to_ne_bytes());
         assert_eq!(decode_control(&lying), Marks::default());
         lying[..8].copy_from_slice(&0usize.to_ne_bytes());

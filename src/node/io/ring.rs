@@ -1,14 +1,16 @@
 //! The io_uring back end: one private ring per executor.
 //!
-//! Receives are multishot: armed once per port, they post a completion per batch until the kernel ends them (no buffer left, an
-//! error), and are then armed again; what arrives meanwhile waits in the socket. With DEFER_TASKRUN the kernel does this work only inside our own
-//! `io_uring_enter`, so a full turn costs one such call: it submits the sends and reaps the receives.
+//! Receives are multishot: armed once per port, they post a completion per batch until the kernel ends them
+//! (no buffer left, an error), and are then armed again; what arrives meanwhile waits in the socket. With
+//! DEFER_TASKRUN the kernel does this work only inside our own `io_uring_enter`, so a full turn costs one
+//! such call: it submits the sends and reaps the receives.
 //!
-//! Waiting: a `read` of the wake word's eventfd stays armed in the ring, and the time limit is an argument of the call. No
-//! eventfd is ever registered *on* the ring: the kernel drops a signal that is nested in another, and a wake would be lost.
+//! Waiting: a `read` of the wake word's eventfd stays armed in the ring, and the time limit is an argument of
+//! the call. No eventfd is ever registered *on* the ring: the kernel drops a signal that is nested in
+//! another, and a wake would be lost.
 //!
-//! Bounds: the completion queue holds everything that can complete before we look, so it cannot overflow
-//! (see [`completions`]).
+//! Bounds: the completion queue holds everything that can complete before we look, so it cannot overflow (see
+//! [`completions`]).
 #![allow(unsafe_code)]
 
 use std::collections::VecDeque;
@@ -35,7 +37,8 @@ use crate::types::{Received, Transmit};
 /// Submissions between two enters; a full queue is submitted on the spot.
 const SUBMISSIONS: u32 = 256;
 
-/// How long `drop` waits for cancelled operations before it leaks their memory instead of freeing it under the kernel.
+/// How long `drop` waits for cancelled operations before it leaks their memory instead of freeing it under
+/// the kernel.
 const DRAIN: Duration = Duration::from_secs(2);
 
 /// Receives and sends through a private io_uring. See [`Io`] for how to call it.
@@ -62,7 +65,8 @@ pub struct RingIo {
 struct PortState {
     socket: UdpSocket,
     phase: Phase,
-    /// Operations of this port in the kernel, its cancellation included. The socket stays open until they have ended.
+    /// Operations of this port in the kernel, its cancellation included. The socket stays open until they
+    /// have ended.
     in_flight: usize,
     segmentation: Segmentation,
 }
@@ -138,7 +142,8 @@ impl RingIo {
     /// A ring for the calling thread, without ports.
     ///
     /// # Errors
-    /// io_uring is missing or forbidden, or the kernel lacks provided-buffer rings or waits with a time limit.
+    /// io_uring is missing or forbidden, or the kernel lacks provided-buffer rings or waits with a time
+    /// limit.
     pub fn new(wake: Arc<WakeWord>, limits: IoLimits) -> io::Result<RingIo> {
         let ring = build(&limits)?;
         if !ring.params().is_feature_ext_arg() {
@@ -177,8 +182,8 @@ impl RingIo {
     pub(crate) fn probe() -> io::Result<()> {
         let limits = IoLimits { base_buffers: 2, buffers_per_port: 0, max_buffers: 2, max_ports: 1 };
         let mut io = RingIo::new(Arc::new(WakeWord::new()?), limits)?;
-        // A pair of local sockets needs no network, which a fresh namespace may lack. Its datagrams carry no address, so they count
-        // as discarded: they came through.
+        // A pair of local sockets needs no network, which a fresh namespace may lack. Its datagrams carry no
+        // address, so they count as discarded: they came through.
         let (near, far) = std::os::unix::net::UnixDatagram::pair()?;
         near.set_nonblocking(true)?;
         io.open(UdpSocket::from(std::os::fd::OwnedFd::from(near)))?;
@@ -205,8 +210,9 @@ impl RingIo {
     /// Puts an operation into the submission queue, emptying it into the kernel when it is full.
     fn push(&mut self, entry: &squeue::Entry) -> io::Result<()> {
         for _ in 0..2 {
-            // SAFETY: whatever the entry points to is owned by `self` (`sends`, `waker`, `buffers`), at an address that does not
-            // change, and is not freed before the operation's completion: `drop` waits for `in_flight` to be zero.
+            // SAFETY: whatever the entry points to is owned by `self` (`sends`, `waker`, `buffers`), at an
+            // address that does not change, and is not freed before the operation's completion: `drop` waits
+            // for `in_flight` to be zero.
             if unsafe { self.ring.submission().push(entry) }.is_ok() {
                 self.in_flight += 1;
                 return Ok(());
@@ -216,7 +222,8 @@ impl RingIo {
         Err(io::Error::new(io::ErrorKind::WouldBlock, "the submission queue stays full"))
     }
 
-    /// Submits everything queued, lets the kernel run deferred work, and waits for `want` completions, at most `timeout`.
+    /// Submits everything queued, lets the kernel run deferred work, and waits for `want` completions, at
+    /// most `timeout`.
     fn enter(&mut self, want: u32, timeout: Option<Duration>) -> io::Result<()> {
         self.counters.enters += 1;
         let queued = self.ring.submission().len() as u32;
@@ -237,7 +244,8 @@ impl RingIo {
         };
         match result {
             Ok(_) => Ok(()),
-            // Time is up; a signal; the kernel wants its completions reaped, or is short of memory, and keeps what is queued.
+            // Time is up; a signal; the kernel wants its completions reaped, or is short of memory, and keeps
+            // what is queued.
             Err(error)
                 if matches!(
                     error.raw_os_error(),
@@ -252,7 +260,8 @@ impl RingIo {
 
     /// Takes everything out of the completion queue: sends and wakes are settled, batches wait in `ready`.
     fn reap(&mut self) {
-        // The queue cannot be borrowed while completions are settled; one at a time costs two uncontended accesses each.
+        // The queue cannot be borrowed while completions are settled; one at a time costs two uncontended
+        // accesses each.
         loop {
             let next = self.ring.completion().next();
             let Some(entry) = next else { return };
@@ -363,7 +372,8 @@ impl RingIo {
         Ok(())
     }
 
-    /// Whether an enter would bring anything: something to submit, or work that the kernel deferred until our next call.
+    /// Whether an enter would bring anything: something to submit, or work that the kernel deferred until our
+    /// next call.
     fn has_deferred(&mut self) -> bool {
         let submissions = self.ring.submission();
         !submissions.is_empty() || submissions.taskrun() || submissions.cq_overflow()
@@ -400,7 +410,8 @@ impl RingIo {
     }
 }
 
-/// A ring with as many of the flags as the kernel takes: first all that measured best, then those of Linux 5.19, then none.
+/// A ring with as many of the flags as the kernel takes: first all that measured best, then those of Linux
+/// 5.19, then none.
 fn build(limits: &IoLimits) -> io::Result<IoUring> {
     let mut builder = IoUring::builder();
     // The kernel refuses fewer completions than submissions.
@@ -440,7 +451,8 @@ impl Io for RingIo {
             return;
         }
         state.phase = Phase::Closing;
-        // One more, so that the port outlives this call and the descriptor that the cancellation names is still its own.
+        // One more, so that the port outlives this call and the descriptor that the cancellation names is
+        // still its own.
         state.in_flight += 1;
         let by_socket = CancelBuilder::fd(Fd(state.socket.as_raw_fd())).all();
         let cancel =
@@ -455,12 +467,10 @@ impl Io for RingIo {
     }
 
     fn receive(&mut self, limit: usize, sink: &mut dyn FnMut(Port, Received)) -> usize {
-        if self.ready.is_empty() {
+        self.reap();
+        // A failure shows at the next flush.
+        if self.ready.is_empty() && self.has_deferred() && self.enter(0, None).is_ok() {
             self.reap();
-            // A failure shows at the next flush.
-            if self.ready.is_empty() && self.has_deferred() && self.enter(0, None).is_ok() {
-                self.reap();
-            }
         }
         let mut handed = 0;
         while handed < limit
@@ -477,6 +487,9 @@ impl Io for RingIo {
     }
 
     fn take_buffer(&mut self) -> Option<Vec<u8>> {
+        if !self.sends.has_idle() {
+            self.reap();
+        }
         self.sends.take_buffer(&mut self.counters)
     }
 
@@ -535,7 +548,8 @@ impl Io for RingIo {
 impl Drop for RingIo {
     fn drop(&mut self) {
         if !self.drain() {
-            // The kernel may still write into this memory. A leak at the end of an executor is the lesser harm.
+            // The kernel may still write into this memory. A leak at the end of an executor is the lesser
+            // harm.
             tracing::warn!(
                 operations = self.in_flight,
                 "io_uring did not cancel in time; its buffers are leaked"

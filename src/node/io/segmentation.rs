@@ -1,14 +1,14 @@
 //! Whether a port may join datagrams into one send (UDP_SEGMENT), and for how long not after failures.
 //!
-//! EINVAL and EIO have two meanings: this device cannot segment, or the route is bad (a blackhole route answers EINVAL). Only
-//! when a joined send fails *and the same datagrams pass one by one* is segmentation to blame. And even then it is never given
-//! up for ever: routes and devices change under a running node.
+//! EINVAL and EIO have two meanings: this device cannot segment, or the route is bad (a blackhole route
+//! answers EINVAL). Only when a joined send fails *and the same datagrams pass one by one* is segmentation to
+//! blame. And even then it is never given up for ever: routes and devices change under a running node.
 
 /// Consecutive joined sends that must fail, where single ones pass, before joining is suspended.
 const FAILURES_TO_SUSPEND: u32 = 3;
 
-/// Sends that go out datagram by datagram before joining is tried again: under load a matter of a minute or less, and one
-/// wasted call in 16 thousand.
+/// Sends that go out datagram by datagram before joining is tried again: under load a matter of a minute or
+/// less, and one wasted call in 16 thousand.
 const SUSPENDED_SENDS: u32 = 1 << 14;
 
 /// One per port.

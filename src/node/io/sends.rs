@@ -1,8 +1,8 @@
 //! The pool of send buffers, and the sends that the kernel is reading.
 //!
-//! A slot owns everything that one `sendmsg` points to, at an address that does not change: the header in its own box, the
-//! payload in the heap part of the `Vec` that the caller filled. It keeps both from [`Sends::begin`] to
-//! [`Sends::finish`].
+//! A slot owns everything that one `sendmsg` points to, at an address that does not change: the header in its
+//! own box, the payload in the heap part of the `Vec` that the caller filled. It keeps both from
+//! [`Sends::begin`] to [`Sends::finish`].
 
 use std::os::fd::BorrowedFd;
 
@@ -66,6 +66,10 @@ impl Sends {
         }
     }
 
+    pub(super) fn has_idle(&self) -> bool {
+        !self.idle.is_empty()
+    }
+
     /// The buffer used last, whose memory is most likely in the cache.
     pub(super) fn take_buffer(&mut self, counters: &mut IoCounters) -> Option<Vec<u8>> {
         let buffer = self.idle.pop();
@@ -93,7 +97,8 @@ impl Sends {
         relieved
     }
 
-    /// Puts a send into a slot; None, and the buffer goes back, if the caller brought more buffers than there are.
+    /// Puts a send into a slot; None, and the buffer goes back, if the caller brought more buffers than there
+    /// are.
     pub(super) fn begin(&mut self, send: Send) -> Option<(u32, *const libc::msghdr)> {
         let Some(slot) = self.free.pop() else {
             self.return_buffer(send.buffer);
@@ -118,8 +123,8 @@ impl Sends {
     }
 }
 
-/// Counts how a send ended that the kernel saw as a whole; a joined one that failed because it was joined is repeated datagram by
-/// datagram. `envelope` is scratch.
+/// Counts how a send ended that the kernel saw as a whole; a joined one that failed because it was joined is
+/// repeated datagram by datagram. `envelope` is scratch.
 pub(super) fn settle(
     send: &Send,
     result: Result<(), std::io::Error>,

@@ -57,11 +57,12 @@ fn any(address: &SocketAddr) -> &'static str {
     if address.is_ipv4() { "0.0.0.0" } else { "[::]" }
 }
 
-/// Opens a non-blocking socket for [`Io::open`](super::Io::open): it never fragments, reports congestion marks, joins what arrives
-/// (UDP_GRO) where the kernel can, and shares its port with nobody. An IPv6 socket speaks IPv6 only.
+/// Opens a non-blocking socket for [`Io::open`](super::Io::open): it never fragments, reports congestion
+/// marks, joins what arrives (UDP_GRO) where the kernel can, and shares its port with nobody. An IPv6 socket
+/// speaks IPv6 only.
 ///
-/// Returns the buffers granted, which are less than wanted when `net.core.rmem_max` or `wmem_max` are low and the process may not
-/// exceed them (CAP_NET_ADMIN).
+/// Returns the buffers granted, which are less than wanted when `net.core.rmem_max` or `wmem_max` are low and
+/// the process may not exceed them (CAP_NET_ADMIN).
 ///
 /// # Errors
 /// [`BindError`]; nothing stays open.
@@ -97,7 +98,8 @@ fn create(address: SocketAddr) -> io::Result<OwnedFd> {
 }
 
 fn configure(fd: BorrowedFd<'_>, ip: IpAddr) -> io::Result<()> {
-    // PROBE: never fragment, and never believe the kernel's idea of the path's MTU; the transport has its own.
+    // PROBE: never fragment, and never believe the kernel's idea of the path's MTU; the transport has its
+    // own.
     match ip {
         IpAddr::V4(_) => {
             set_option(fd, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_PROBE)?;

@@ -1,7 +1,8 @@
-//! The back end of plain system calls: `recvmsg` with UDP_GRO, `sendmsg` with UDP_SEGMENT, and `poll` to wait.
+//! The back end of plain system calls: `recvmsg` with UDP_GRO, `sendmsg` with UDP_SEGMENT, and `poll` to
+//! wait.
 //!
-//! For kernels whose io_uring lacks multishot receives or provided buffers, and to compare with. One call per batch instead of one per
-//! turn; on loopback the throughput is the same.
+//! For kernels whose io_uring lacks multishot receives or provided buffers, and to compare with. One call per
+//! batch instead of one per turn; on loopback the throughput is the same.
 #![allow(unsafe_code)]
 
 use std::collections::VecDeque;
