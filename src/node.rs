@@ -13,14 +13,14 @@ mod keyfile;
 mod lane;
 mod registry;
 mod stats;
-mod textfile;
 
 pub mod io;
 pub mod preflight;
+pub mod textfile;
 
 pub use delivery::{Deliveries, RecvError};
 pub use executor::{ExecutorConfig, Executors};
 pub use handle::{BroadcastError, CommandError, Config, Node, StartError, Topic, TopicError};
 pub use keyfile::{KeyFileError, SecretKey};
-pub use registry::{RegistryError, RegistryFile, RegistrySource};
+pub use registry::{Record, RegistryError, RegistryFile, RegistrySource, parse_address};
 pub use stats::Stats;

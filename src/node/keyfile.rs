@@ -18,7 +18,7 @@ use zeroize::{Zeroize, Zeroizing};
 use crate::types::NodeId;
 
 /// The most bytes that a key file may have. One key takes 119.
-pub const MAX_KEY_FILE: u64 = 4096;
+const MAX_KEY_FILE: u64 = 4096;
 
 const LABEL: &str = "PRIVATE KEY";
 const SEED_LEN: usize = 32;

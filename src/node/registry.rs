@@ -26,7 +26,7 @@ use super::textfile::{self, Place, TextFileError};
 use crate::types::{Member, Membership, MembershipError, NodeId, RegistryVersion};
 
 /// The most bytes that a registry file may have: enough for [`Membership::MAX_MEMBERS`] with an address each.
-pub const MAX_REGISTRY_FILE: u64 = 1 << 20;
+const MAX_REGISTRY_FILE: u64 = 1 << 20;
 
 /// Where a node learns who is a member.
 ///

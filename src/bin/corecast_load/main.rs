@@ -1,2 +1,129 @@
-//! (to come)
-fn main() {}
+//! corecast-load: how much, how fast, at what cost, with all nodes of a subnet in this process.
+
+mod report;
+#[path = "../subnet/mod.rs"]
+#[allow(dead_code, reason = "each tool uses its part")]
+mod subnet;
+mod usage;
+mod workload;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Parser;
+
+use subnet::cores::{self, CoreList};
+use subnet::fault::{Exit, Fault};
+use subnet::flow::{self, Edge, Flaws, Outcome, Times};
+use subnet::stop::Stop;
+use subnet::{loopback, terminal};
+use workload::{Makers, Workload};
+
+/// Megabyte bodies come and go thousands of times a second; the system allocator returns them to the kernel each time.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Measure a subnet whose nodes all run in this process, over loopback.
+#[derive(Debug, Parser)]
+#[command(name = "corecast-load", version, max_term_width = 100)]
+pub(crate) struct Options {
+    /// bulk: large artifacts, as many as go through. small: the same with small ones. latency: at fixed times, one by one
+    #[arg(value_enum)]
+    workload: Workload,
+    /// Nodes in this process
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(2..=i64::from(flow::MAX_NODES)))]
+    nodes: u16,
+    /// Lanes of each node
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
+    lanes: u16,
+    /// Bytes of each artifact [default: bulk 1048576, small and latency 1024]
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(i64::try_from(flow::STAMP).unwrap_or(16)..=64 << 20))]
+    size: Option<u32>,
+    /// Artifacts that each maker has on their way at a time [default: bulk 16, small 64; not for latency]
+    #[arg(long, value_name = "K", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    inflight: Option<u32>,
+    /// Seconds that are measured, after a warm-up of a fifth of them (at most one second)
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    seconds: u64,
+    /// Bytes of UDP payload of each datagram, 1200 to 9000
+    #[arg(long, default_value_t = 1452, value_parser = clap::value_parser!(u16).range(1200..=9000))]
+    mtu: u16,
+    /// Artifacts per second in all, for latency only [default: 200]
+    #[arg(long, value_name = "PER_SECOND", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    rate: Option<u32>,
+    /// Who makes artifacts: every node, in turn for latency; or the first one alone
+    #[arg(long, value_enum, default_value_t = Makers::All)]
+    makers: Makers,
+    /// Cores to pin executors to, as in 0-3,6 [default: the first of those allowed, one for each lane]
+    #[arg(long, value_name = "LIST")]
+    cores: Option<CoreList>,
+    /// Microseconds that an executor looks for work before it parks
+    #[arg(long, value_name = "MICROSECONDS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=1_000_000))]
+    spin: u64,
+    /// Print one JSON object instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+fn main() -> ExitCode {
+    match terminal::parse::<Options>().and_then(|options| options.map_or(Ok(()), |options| measure(&options)))
+    {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(fault) => fault.report("corecast-load"),
+    }
+}
+
+fn measure(options: &Options) -> Result<(), Fault> {
+    options.check()?;
+    let stop = Stop::on_signals()?;
+    let plan = workload::plan(options, cores::choose(options.cores.as_ref(), options.lanes_in_all())?);
+    let mut subnet = loopback::start(&plan)?;
+    usage::sleep_precisely();
+    let mut cpu = [0.0; 2];
+    let times = Times {
+        warm_up: Duration::from_secs_f64((options.seconds as f64 / 5.0).min(1.0)),
+        measure: Duration::from_secs(options.seconds),
+        grace: Duration::from_secs(10),
+    };
+    let outcome = flow::run(&mut subnet, workload::streams(options), times, &stop, |edge| {
+        cpu[usize::from(edge == Edge::End)] = usage::cpu_seconds()?;
+        Ok(())
+    })?;
+    let peak_rss = usage::peak_rss_bytes();
+    subnet.ports.clear();
+    subnet.feeds.clear();
+    subnet.host.shutdown(Duration::from_secs(2))?;
+    let report = report::Report::new(options, &outcome, cpu[1] - cpu[0], peak_rss);
+    terminal::say(&if options.json { report.json() } else { report.table() })?;
+    verdict(&outcome)
+}
+
+/// Every artifact must have reached every other node exactly once.
+fn verdict(outcome: &Outcome) -> Result<(), Fault> {
+    let Flaws { lost, twice, foreign } = outcome.flaws;
+    if outcome.flaws == Flaws::default() {
+        return Ok(());
+    }
+    let problem =
+        format!("{lost} deliveries were lost, {twice} came twice, {foreign} brought what nobody made");
+    Err(Fault::new(Exit::Software, format!("{problem}; each artifact must reach each other node once")))
+}
+
+impl Options {
+    fn lanes_in_all(&self) -> usize {
+        usize::from(self.nodes) * usize::from(self.lanes)
+    }
+
+    fn check(&self) -> Result<(), Fault> {
+        let usage = |problem: &str| Err(Fault::new(Exit::Usage, problem));
+        match (self.workload, self.inflight, self.rate) {
+            (Workload::Latency, Some(_), _) => usage(
+                "--inflight is for bulk and small; latency makes artifacts at fixed times, --rate says how many",
+            ),
+            (Workload::Bulk | Workload::Small, _, Some(_)) => usage(
+                "--rate is for latency; bulk and small make as much as goes through, --inflight bounds it",
+            ),
+            _ => Ok(()),
+        }
+    }
+}

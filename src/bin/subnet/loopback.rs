@@ -1,0 +1,147 @@
+//! A whole subnet in this process, over loopback.
+
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use corecast::{Config, Executors, Identity, Member, Membership, RegistryVersion, Settings, TopicConfig};
+
+use super::fault::{Exit, Fault};
+use super::port::Subnet;
+use super::real::{self, Nodes, Started};
+
+/// Sockets of one process: below the usual limit of open files.
+pub(crate) const MAX_SOCKETS: usize = 512;
+
+/// What to start.
+#[derive(Debug, Clone)]
+pub(crate) struct Plan {
+    pub(crate) nodes: u16,
+    pub(crate) lanes: u16,
+    /// One executor is pinned to each.
+    pub(crate) cores: Vec<usize>,
+    /// How long an executor looks for work before it parks.
+    pub(crate) spin: Duration,
+    pub(crate) settings: Settings,
+    pub(crate) topics: Vec<TopicConfig>,
+}
+
+impl Plan {
+    /// Whether so many nodes of so many lanes fit into one process.
+    pub(crate) fn check(&self) -> Result<(), Fault> {
+        let sockets = usize::from(self.nodes) * usize::from(self.lanes);
+        if sockets > MAX_SOCKETS {
+            let (nodes, lanes) = (self.nodes, self.lanes);
+            let problem = format!(
+                "{nodes} nodes of {lanes} lanes need {sockets} sockets; one process may have {MAX_SOCKETS}: \
+                 lower --nodes or --lanes"
+            );
+            return Err(Fault::new(Exit::Usage, problem));
+        }
+        self.settings.check().map_err(|error| Fault::new(Exit::Usage, error.to_string()))
+    }
+}
+
+/// How long the nodes may take to find one another.
+const CONNECT: Duration = Duration::from_secs(20);
+/// Ports that were free may be taken by the time they are bound; so often others are tried.
+const ATTEMPTS: usize = 5;
+
+/// Starts the nodes and waits until all are connected with all.
+pub(crate) fn start(plan: &Plan) -> Result<Subnet, Fault> {
+    plan.check()?;
+    let executors = real::executors(&plan.cores, plan.spin)?;
+    let mut outcome = start_nodes(plan, &executors);
+    for _ in 1..ATTEMPTS {
+        match &outcome {
+            Err(fault) if fault.exit == Exit::Unavailable => outcome = start_nodes(plan, &executors),
+            _ => break,
+        }
+    }
+    let started = outcome?;
+    await_connections(&started)?;
+    let mut subnet = Subnet { ports: Vec::new(), feeds: Vec::new(), host: Box::new(Nodes(Vec::new())) };
+    let mut nodes = Vec::new();
+    for Started { node, ports, feeds } in started {
+        nodes.push(node);
+        subnet.ports.push(ports);
+        subnet.feeds.push(feeds);
+    }
+    subnet.host = Box::new(Nodes(nodes));
+    Ok(subnet)
+}
+
+fn start_nodes(plan: &Plan, executors: &Executors) -> Result<Vec<Started>, Fault> {
+    let software = |error: &dyn std::fmt::Display| Fault::new(Exit::Software, error.to_string());
+    let ports = free_ports(plan.nodes, plan.lanes)?;
+    let mut members = Vec::new();
+    let mut identities = Vec::new();
+    for port in ports {
+        let identity = Identity::generate().map_err(|error| software(&error))?;
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        members.push(Member { id: identity.id(), addresses: vec![address] });
+        identities.push(identity);
+    }
+    let record = Membership::new("devnet".to_owned(), RegistryVersion(1), plan.lanes, members);
+    let record = Arc::new(record.map_err(|error| software(&error))?);
+    let start = |identity| {
+        let mut config = Config::new(identity, Arc::clone(&record));
+        config.settings = plan.settings.clone();
+        real::start(executors, config, &plan.topics)
+    };
+    identities.into_iter().map(start).collect()
+}
+
+fn await_connections(started: &[Started]) -> Result<(), Fault> {
+    let others = started.len() - 1;
+    let deadline = Instant::now() + CONNECT;
+    let connected = || started.iter().filter(|one| one.node.stats().connected_peers >= others).count();
+    while connected() < started.len() {
+        if Instant::now() > deadline {
+            let (connected, all) = (connected(), started.len());
+            let seconds = CONNECT.as_secs();
+            let problem = format!("after {seconds} s only {connected} of {all} nodes are connected with all");
+            return Err(Fault::new(Exit::Unavailable, format!("{problem}; is UDP on 127.0.0.1 filtered?")));
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
+}
+
+/// For each node the first of `lanes` consecutive UDP ports that nobody uses now.
+fn free_ports(nodes: u16, lanes: u16) -> Result<Vec<u16>, Fault> {
+    /// So many starts are tried, whose neighbours may turn out to be in use.
+    const TRIES: usize = 10_000;
+    let bind = |port: u16| UdpSocket::bind((Ipv4Addr::LOCALHOST, port));
+    // All stay bound until the last is found, so that no port is found twice.
+    let mut held = Vec::new();
+    let mut ports = Vec::new();
+    for _ in 0..TRIES {
+        if ports.len() == usize::from(nodes) {
+            return Ok(ports);
+        }
+        let Ok(first) = bind(0) else { break };
+        let Ok(address) = first.local_addr() else { break };
+        let port = address.port();
+        let others = (1..lanes).map(|lane| port.checked_add(lane).and_then(|port| bind(port).ok()));
+        if let Some(others) = others.collect::<Option<Vec<_>>>() {
+            held.push(first);
+            held.extend(others);
+            ports.push(port);
+        }
+    }
+    let problem = format!("no {lanes} consecutive UDP ports are free on 127.0.0.1 for each of {nodes} nodes");
+    Err(Fault::new(Exit::Os, format!("{problem}; lower --nodes or --lanes, or raise `ulimit -n`")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn free_ports_leave_room_for_every_lane() {
+        let mut ports = free_ports(5, 3).unwrap();
+        ports.sort_unstable();
+        assert!(ports.windows(2).all(|pair| pair[1] - pair[0] >= 3));
+    }
+}

@@ -1,0 +1,14 @@
+//! What the tools share: nodes of one process, their faults, their load.
+
+pub(crate) mod cores;
+pub(crate) mod fault;
+pub(crate) mod flow;
+#[cfg(test)]
+pub(crate) mod hub;
+pub(crate) mod latency;
+pub(crate) mod loopback;
+pub(crate) mod port;
+pub(crate) mod real;
+pub(crate) mod single;
+pub(crate) mod stop;
+pub(crate) mod terminal;

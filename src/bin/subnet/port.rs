@@ -1,0 +1,113 @@
+//! What the tools need of a node: one end of a topic that sends, and one that receives.
+//!
+//! Everything the tools do stands on these two traits, so that it is tested over a perfect in-memory subnet
+//! (`hub`) as well as over real nodes (`loopback`).
+
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use corecast::types::ArtifactId;
+
+use super::fault::Fault;
+
+/// Why an artifact was not taken. Nothing changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    /// The table or a queue is full: once something was aborted, or a moment later, there is room.
+    Wait,
+    /// The artifact is larger than the topic allows.
+    TooLarge,
+    /// The node has stopped.
+    Stopped,
+}
+
+/// The sending end. Calls never block.
+pub(crate) trait Port: Send + Sync {
+    /// Makes `bytes` active.
+    fn broadcast(&self, bytes: Bytes) -> Result<ArtifactId, Refusal>;
+    /// Ends an artifact that was broadcast or validated here.
+    fn abort(&self, id: &ArtifactId);
+    /// Takes a received artifact into this node's own active set.
+    fn validate(&self, id: &ArtifactId);
+    /// Done with a received artifact that will not be relayed.
+    fn release(&self, id: &ArtifactId);
+}
+
+/// What a receiving end reports.
+#[derive(Debug)]
+pub(crate) enum Arrival {
+    /// A verified body.
+    Delivered { id: ArtifactId, bytes: Bytes },
+    /// Nobody broadcasts it any longer.
+    Withdrawn { id: ArtifactId },
+}
+
+/// The receiving end of one topic at one node.
+pub(crate) trait Feed: Send {
+    /// What has arrived already.
+    fn try_next(&mut self) -> Option<Arrival>;
+    /// Waits for the next arrival, `wait` at most.
+    fn next(&mut self, wait: Duration) -> Option<Arrival>;
+    /// Gives the next arrival, or has the waker called when there is one.
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Arrival>;
+}
+
+/// Counters, summed over the nodes of a subnet.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Counters {
+    /// Bodies that came in whole.
+    pub(crate) bodies_received: u64,
+    /// Bodies handed to the consumers.
+    pub(crate) bodies_delivered: u64,
+    /// Bytes of UDP payload sent.
+    pub(crate) udp_bytes_sent: u64,
+    /// Datagrams sent.
+    pub(crate) datagrams_sent: u64,
+    /// Send operations, each of one or more datagrams.
+    pub(crate) sends: u64,
+    /// Handshakes that were turned away.
+    pub(crate) handshakes_refused: u64,
+}
+
+impl Counters {
+    /// What was counted after `earlier`.
+    pub(crate) fn since(&self, earlier: &Counters) -> Counters {
+        Counters {
+            bodies_received: self.bodies_received.saturating_sub(earlier.bodies_received),
+            bodies_delivered: self.bodies_delivered.saturating_sub(earlier.bodies_delivered),
+            udp_bytes_sent: self.udp_bytes_sent.saturating_sub(earlier.udp_bytes_sent),
+            datagrams_sent: self.datagrams_sent.saturating_sub(earlier.datagrams_sent),
+            sends: self.sends.saturating_sub(earlier.sends),
+            handshakes_refused: self.handshakes_refused.saturating_sub(earlier.handshakes_refused),
+        }
+    }
+
+    /// Copies of a body received for each that was delivered; 1 is perfect.
+    pub(crate) fn copies_per_delivery(&self) -> f64 {
+        ratio(self.bodies_received as f64, self.bodies_delivered as f64)
+    }
+}
+
+/// `part / whole`; 0 when there is no whole.
+pub(crate) fn ratio(part: f64, whole: f64) -> f64 {
+    if whole > 0.0 { part / whole } else { 0.0 }
+}
+
+/// The nodes of one process: an end of every topic at every node.
+pub(crate) struct Subnet {
+    /// Sending ends, by node and topic.
+    pub(crate) ports: Vec<Vec<std::sync::Arc<dyn Port>>>,
+    /// Receiving ends, by node and topic; who consumes them takes them.
+    pub(crate) feeds: Vec<Vec<Box<dyn Feed>>>,
+    /// Everything else.
+    pub(crate) host: Box<dyn Host>,
+}
+
+/// What runs the nodes.
+pub(crate) trait Host: Send {
+    /// The counters as of now.
+    fn counters(&self) -> Counters;
+    /// Ends all nodes, within `deadline`.
+    fn shutdown(self: Box<Self>, deadline: Duration) -> Result<(), Fault>;
+}
