@@ -138,7 +138,28 @@ fn completions(limits: &IoLimits) -> usize {
         + 2 // the wake word, and the cancellation of everything
 }
 
+/// Entries of the table of provided buffers.
+fn table_capacity(limits: &IoLimits) -> usize {
+    limits.buffers(limits.max_ports).next_power_of_two()
+}
+
+/// Entries of the completion queue.
+fn completion_entries(limits: &IoLimits) -> u32 {
+    // The kernel refuses fewer completions than submissions.
+    (completions(limits) as u32).max(SUBMISSIONS).next_power_of_two()
+}
+
 impl RingIo {
+    /// Memory that the kernel charges against RLIMIT_MEMLOCK for one ring (since Linux 6.13; before, only the
+    /// last line).
+    pub fn locked_bytes(limits: &IoLimits) -> u64 {
+        let pages = |bytes: u64| bytes.next_multiple_of(4096);
+        let submissions = u64::from(SUBMISSIONS);
+        pages(submissions * 64) // submission entries
+            + pages(1024 + submissions * 4 + u64::from(completion_entries(limits)) * 16) // heads, index, completions
+            + pages(table_capacity(limits) as u64 * 16) // the table of provided buffers
+    }
+
     /// A ring for the calling thread, without ports.
     ///
     /// # Errors
@@ -152,8 +173,7 @@ impl RingIo {
                 "io_uring waits have no time limit on this kernel",
             ));
         }
-        let capacity = limits.buffers(limits.max_ports).next_power_of_two();
-        let buffers = Buffers::new(u16::try_from(capacity).unwrap_or(4096));
+        let buffers = Buffers::new(u16::try_from(table_capacity(&limits)).unwrap_or(4096));
         buffers.register(&ring.submitter())?;
         // SAFETY: a C struct of integers and pointers, for which all zeroes is a value.
         let mut shape: libc::msghdr = unsafe { mem::zeroed() };
@@ -414,9 +434,7 @@ impl RingIo {
 /// 5.19, then none.
 fn build(limits: &IoLimits) -> io::Result<IoUring> {
     let mut builder = IoUring::builder();
-    // The kernel refuses fewer completions than submissions.
-    let completions = (completions(limits) as u32).max(SUBMISSIONS);
-    builder.setup_cqsize(completions.next_power_of_two()).setup_clamp();
+    builder.setup_cqsize(completion_entries(limits)).setup_clamp();
     let mut best = builder.clone();
     best.setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag().setup_submit_all();
     let mut cooperative = builder.clone();
