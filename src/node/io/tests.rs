@@ -205,17 +205,34 @@ fn the_pool_pushes_back_and_recovers() {
 }
 
 #[test]
-fn a_datagram_above_the_mtu_is_counted_and_the_port_goes_on() {
+fn a_refused_send_is_counted_and_the_port_goes_on() {
     each_default(|bed| {
-        // Loopback's MTU is 65,536: only a datagram above UDP's own limit is too large for it.
+        // Broadcast needs a right that the socket has not asked for.
+        let broadcast = bed.transmit("255.255.255.255:9".parse().unwrap(), 100, 100);
+        bed.queue(&broadcast);
+        bed.run_until(|bed| bed.io.counters().send_errors.denied == 1);
         let transmit = bed.transmit(bed.far_address(), 65_507, 65_507);
         bed.queue(&transmit);
         bed.run_until(|bed| bed.io.counters().sends == 1);
-        let transmit = Transmit { to: "255.255.255.255:9".parse().unwrap(), ..transmit };
-        bed.queue(&Transmit { segment: 100, len: 100, ..transmit });
-        bed.run_until(|bed| bed.io.counters().send_errors.denied == 1);
-        bed.queue(&Transmit { segment: 100, len: 100, to: bed.far_address(), ..transmit });
-        bed.run_until(|bed| bed.io.counters().sends == 2);
+    });
+}
+
+#[test]
+fn datagrams_above_the_mtu_are_too_large_joined_or_not() {
+    each(IoLimits::default(), "[::1]", |bed| {
+        bed.io.close(bed.port);
+        let (socket, _) = bind("[::1]:0".parse().unwrap(), BUFFERS).unwrap();
+        set_option(socket.as_fd(), libc::IPPROTO_IPV6, libc::IPV6_MTU, 1280).unwrap();
+        bed.port = bed.io.open(socket).unwrap();
+        for len in [2000, 20_000] {
+            let transmit = bed.transmit(bed.far_address(), 2000, len);
+            bed.queue(&transmit);
+        }
+        bed.run_until(|bed| bed.io.counters().send_errors.too_large == 2);
+        let transmit = bed.transmit(bed.far_address(), 1200, 12_000);
+        bed.queue(&transmit);
+        bed.run_until(|bed| bed.io.counters().sends == 1);
+        assert_eq!((bed.io.counters().gso_suspensions, drain_far(&bed.far).concat().len()), (0, 12_000));
     });
 }
 
