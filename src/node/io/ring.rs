@@ -88,6 +88,10 @@ struct Arrival {
 struct Waker {
     word: Arc<WakeWord>,
     armed: bool,
+    /// A wake was reaped and no park has ended for it yet: the next park must not wait. Any call that enters
+    /// the kernel may reap one between the driver's last look at its mailboxes and the wait, and without
+    /// DEFER_TASKRUN it may be posted at any time.
+    woken: bool,
     /// Where the `read` of the eventfd puts its count.
     count: u64,
     /// The shape of every multishot receive: how much room the address and the control messages get.
@@ -166,7 +170,17 @@ impl RingIo {
     /// io_uring is missing or forbidden, or the kernel lacks provided-buffer rings or waits with a time
     /// limit.
     pub fn new(wake: Arc<WakeWord>, limits: IoLimits) -> io::Result<RingIo> {
-        let ring = build(&limits)?;
+        RingIo::on(build(&limits)?, wake, limits)
+    }
+
+    /// With none of the optional flags, as on the oldest kernels.
+    #[cfg(test)]
+    pub(super) fn without_flags(wake: Arc<WakeWord>, limits: IoLimits) -> io::Result<RingIo> {
+        let ring = IoUring::builder().setup_cqsize(completion_entries(&limits)).build(SUBMISSIONS)?;
+        RingIo::on(ring, wake, limits)
+    }
+
+    fn on(ring: IoUring, wake: Arc<WakeWord>, limits: IoLimits) -> io::Result<RingIo> {
         if !ring.params().is_feature_ext_arg() {
             return Err(io::Error::new(
                 io::ErrorKind::Unsupported,
@@ -179,7 +193,7 @@ impl RingIo {
         let mut shape: libc::msghdr = unsafe { mem::zeroed() };
         shape.msg_namelen = NAME_ROOM as _;
         shape.msg_controllen = RECEIVE_CONTROL_BYTES as _;
-        let waker = Waker { word: wake, armed: false, count: 0, shape };
+        let waker = Waker { word: wake, armed: false, woken: false, count: 0, shape };
         let mut io = RingIo {
             ring,
             limits,
@@ -302,6 +316,7 @@ impl RingIo {
             Operation::Wake => {
                 self.waker.armed = false;
                 if entry.result() > 0 {
+                    self.waker.woken = true;
                     self.counters.wakes += 1;
                 }
             }
@@ -548,13 +563,16 @@ impl Io for RingIo {
     fn park(&mut self, timeout: Option<Duration>) -> io::Result<()> {
         self.reap();
         self.arm()?;
-        if !self.ready.is_empty() || self.sends.relieved() {
+        let woken = mem::take(&mut self.waker.woken);
+        if woken || !self.ready.is_empty() || self.sends.relieved() {
             return self.flush();
         }
         self.arm_wake()?;
         self.counters.parks += 1;
+        // What completes from here on stays in the queue, and the kernel does not wait over it.
         self.enter(1, timeout)?;
         self.reap();
+        self.waker.woken = false;
         Ok(())
     }
 
