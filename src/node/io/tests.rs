@@ -22,9 +22,11 @@ struct Bed {
     far: UdpSocket,
 }
 
+type Start = fn(Arc<WakeWord>, IoLimits) -> Box<dyn Io>;
+
 /// Runs `scenario` on each, with one open port.
 fn each(limits: IoLimits, ip: &str, scenario: impl Fn(&mut Bed)) {
-    let variants: [fn(Arc<WakeWord>, IoLimits) -> Box<dyn Io>; 3] = [
+    let variants: [Start; 3] = [
         |wake, limits| Backend::Ring.start(wake, limits).unwrap(),
         |wake, limits| Box::new(RingIo::without_flags(wake, limits).unwrap()),
         |wake, limits| Backend::Syscalls.start(wake, limits).unwrap(),
