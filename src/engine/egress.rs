@@ -52,7 +52,7 @@ impl Engine {
             if let Some(updates) = self.updates(peer, class, bodies) {
                 return Some(updates);
             }
-            if let (true, Some(reply)) = (bodies, self.next_reply(peer, class)) {
+            if bodies && let Some(reply) = self.next_reply(peer, class) {
                 return Some(reply);
             }
         }
