@@ -46,13 +46,13 @@
 //!
 //! | | promise | held by |
 //! |---|---|---|
-//! | P1 | what a correct node keeps active reaches every correct member | [`proto::slots`] (dirty sets, resync), [`proto::fetch`] |
-//! | P2 | bytes handed over under an id hash to it, and a member advertised it | [`types::Verified`], [`proto::view`] |
-//! | P3 | an older update never overrides a newer one | [`proto::view`]: newest (connection, version) wins |
+//! | P1 | what a correct node keeps active reaches every correct member | [`proto::Slots`], [`proto::Fetch`] |
+//! | P2 | bytes handed over under an id hash to it, and a member advertised it | [`types::Verified`], [`proto::View`] |
+//! | P3 | an older update never overrides a newer one | [`proto::View`]: newest (connection, version) wins |
 //! | P4 | every table, queue and buffer is bounded | [`config::Limits`], which the node prints |
-//! | P5 | a slow peer or consumer does not delay the others | [`proto::slots`], [`engine`] (built when pulled), [`node`] (queues refuse) |
-//! | P6 | each body crosses each link at most once, none twice | [`engine`] (one stage per artifact), [`proto::fetch`] |
-//! | P7 | critical overtakes bulk at every hop | [`sync`], [`engine`] egress, [`quic`] (bulk held back) |
+//! | P5 | a slow peer or consumer does not delay the others | [`engine`]: all is built when it is pulled |
+//! | P6 | each body crosses each link at most once, none twice | [`engine`]: one stage per artifact; [`proto::Fetch`] |
+//! | P7 | critical overtakes bulk at every hop | [`sync`], [`engine`], [`quic`]: bulk is held back |
 #![deny(unsafe_code)]
 
 pub mod types;

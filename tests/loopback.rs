@@ -166,7 +166,7 @@ fn events_can_be_awaited_without_any_runtime() {
     let mut receiver = subnet.pop().unwrap();
     let id = subnet[0].topic.broadcast("awaited").unwrap();
     let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
-    let mut next = pin!(receiver.deliveries.next());
+    let mut next = pin!(receiver.deliveries.recv_async());
     let deadline = std::time::Instant::now() + Duration::from_secs(10);
     let event = loop {
         match next.as_mut().poll(&mut Context::from_waker(&waker)) {

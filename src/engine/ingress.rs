@@ -299,10 +299,8 @@ impl Engine {
         let Some(topic) = self.topics.get_mut(index) else { return };
         match topic.stage(&id) {
             Some(Stage::Fetching) => self.fetch.handle_cancel(topic.id(), id, &mut self.fetch_effects),
-            Some(Stage::Arriving { peer: pusher, key }) => {
-                if self.take_arriving(pusher, key) {
-                    fx.push(Effect::Reset { peer: pusher, key });
-                }
+            Some(Stage::Arriving { peer: pusher, key }) if self.take_arriving(pusher, key) => {
+                fx.push(Effect::Reset { peer: pusher, key });
             }
             _ => (),
         }

@@ -139,7 +139,7 @@ impl Deliveries {
     }
 
     /// Waits for the next event without blocking the thread. `None`: the node has stopped.
-    pub fn next(&mut self) -> impl Future<Output = Option<Event>> + '_ {
+    pub fn recv_async(&mut self) -> impl Future<Output = Option<Event>> + '_ {
         std::future::poll_fn(|context| Pin::new(&mut *self).poll_next(context))
     }
 

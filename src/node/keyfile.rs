@@ -39,7 +39,10 @@ pub enum KeyFileError {
     #[error("{}: not a regular file; a key file is needed", .0.display())]
     NotRegular(PathBuf),
     /// Others than the owner may read or write it.
-    #[error("{path}: mode {mode:04o} lets others use this secret key; only its owner may: `chmod 600 {path}`", path = path.display())]
+    #[error(
+        "{path}: mode {mode:04o} lets others use this secret key; only its owner may: `chmod 600 {path}`",
+        path = path.display()
+    )]
     Exposed {
         /// Which file.
         path: PathBuf,

@@ -25,14 +25,14 @@ impl HashKind {
 
 enum Hasher {
     Blake3(Box<blake3::Hasher>),
-    Sha256(ring::digest::Context),
+    Sha256(Box<ring::digest::Context>),
 }
 
 impl Hasher {
     fn new(kind: HashKind) -> Hasher {
         match kind {
             HashKind::Blake3 => Hasher::Blake3(Box::new(blake3::Hasher::new())),
-            HashKind::Sha256 => Hasher::Sha256(ring::digest::Context::new(&ring::digest::SHA256)),
+            HashKind::Sha256 => Hasher::Sha256(Box::new(ring::digest::Context::new(&ring::digest::SHA256))),
         }
     }
 

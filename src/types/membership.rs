@@ -39,7 +39,10 @@ pub enum MembershipError {
     #[error("member {0} stands in the record twice")]
     DuplicateMember(NodeId),
     /// Two members, or one member twice, at one UDP port.
-    #[error("member {member}: {address} (lanes take that port and the {others} above) is in use by another entry", others = lanes - 1)]
+    #[error(
+        "member {member}: {address} (lanes take that port and the {others} above) is in use by another entry",
+        others = lanes - 1
+    )]
     DuplicateAddress {
         /// The second one.
         member: NodeId,

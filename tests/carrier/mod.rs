@@ -1,5 +1,11 @@
 //! Engines of one subnet, lane 0 of 1, joined by ideal links: what one engine gives its link, the other is brought at once, whole and
 //! in order. Links can be cut and joined again.
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::unwrap_used,
+    reason = "shared by test binaries; a failure is the test's"
+)]
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -1,5 +1,10 @@
 //! Subnets of real nodes on loopback, for end-to-end tests.
-#![allow(dead_code, reason = "each test binary uses its part")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::unwrap_used,
+    reason = "shared by test binaries; a failure is the test's"
+)]
 
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;

@@ -91,7 +91,7 @@ impl Feed for Deliveries {
     }
 
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Arrival> {
-        match pin!(Deliveries::next(self)).poll(context) {
+        match pin!(Deliveries::recv_async(self)).poll(context) {
             Poll::Ready(Some(event)) => Poll::Ready(arrival(event)),
             Poll::Ready(None) | Poll::Pending => Poll::Pending,
         }
