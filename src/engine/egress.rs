@@ -52,7 +52,8 @@ impl Engine {
             if let Some(updates) = self.updates(peer, class, bodies) {
                 return Some(updates);
             }
-            if let (true, Some(reply)) = (bodies, self.next_reply(peer, class)) {
+            // Asked only when there is room for it: what is taken from the queue and not sent is never asked for again.
+            if bodies && let Some(reply) = self.next_reply(peer, class) {
                 return Some(reply);
             }
         }
