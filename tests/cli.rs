@@ -1,5 +1,6 @@
 //! Bad input to the real binaries: one clear line, a code of sysexits.h, nothing half-written.
 #![cfg(feature = "tools")]
+#![allow(clippy::unwrap_used)]
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -59,7 +60,8 @@ const CHECK: &str = "node --check-config --config node.toml";
 
 fn tool(binary: &str, folder: &Path, line: &str) -> Output {
     let mut command = Command::new(binary);
-    command.args(line.split_whitespace()).current_dir(folder).stdin(Stdio::null()).output().unwrap()
+    let command = command.args(line.split_whitespace()).current_dir(folder).stdin(Stdio::null());
+    command.output().unwrap()
 }
 
 fn refused(output: &Output, tool: &str, line: &str, code: i32, with: &str) {
@@ -82,6 +84,7 @@ fn help_and_version_succeed() {
     assert!(desk.ok("").contains("Usage: corecast"));
     assert!(desk.ok("--help").contains("devnet"));
     assert!(desk.ok("devnet --help").contains("--nodes"));
+    assert!(desk.ok("registry").contains("Usage: corecast registry"));
     assert!(desk.ok("-V").starts_with("corecast 0."));
 }
 
@@ -93,7 +96,7 @@ fn unknown_commands_and_flags_get_a_hint() {
     desk.fails("devnet --node 3", 64, "a similar argument exists: '--nodes'");
     desk.fails("devnet --nodes 3 --nodes 4", 64, "cannot be used multiple times");
     desk.fails("keygen", 64, "--out <FILE>");
-    desk.fails("registry", 64, "corecast registry --help");
+    desk.fails("registry shew", 64, "'show'; `corecast registry --help` says what is allowed");
     let load = tool(env!("CARGO_BIN_EXE_corecast-load"), desk.0.path(), "bulky");
     refused(&load, "corecast-load", "bulky", 64, "possible values: bulk, small, latency");
 }
@@ -140,7 +143,7 @@ fn the_folder_of_files_must_be_there_and_hold_some() {
 fn a_folder_that_may_not_be_read_is_told_apart() {
     let desk = Desk::new();
     desk.write("in/sub/file", "x");
-    fs::set_permissions(desk.path("in/sub"), fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(desk.path("in/sub"), fs::Permissions::from_mode(0o000)).unwrap();
     if !is_root() {
         desk.fails("devnet --files in --out out", 77, "in/sub: cannot be read: Permission denied");
         assert!(!desk.path("out").exists());
@@ -294,6 +297,27 @@ fn a_registry_without_members_runs_no_node() {
     desk.fails(CHECK, 66, "registry.toml: no such file");
     desk.ok("registry init --subnet test --out registry.toml");
     desk.fails(CHECK, 78, "1 to 4096 members, not 0");
+}
+
+#[test]
+fn a_port_in_use_is_named_and_leaves_the_outbox_clean() {
+    let desk = Desk::new();
+    desk.node();
+    let holder = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let address = holder.local_addr().unwrap().to_string();
+    let registry = fs::read_to_string(desk.path("registry.toml")).unwrap();
+    desk.write("registry.toml", &registry.replace("127.0.0.1:4100", &address));
+    desk.fails("node --config node.toml", 69, &format!("{address} is in use by another process"));
+    assert_eq!(fs::read_dir(desk.path("outbox")).unwrap().count(), 0);
+}
+
+#[test]
+fn too_little_locked_memory_is_told_with_the_limit() {
+    let desk = Desk::new();
+    desk.write("in/file", "x");
+    let line = format!("ulimit -l 64 && exec {} devnet --files in --out out", env!("CARGO_BIN_EXE_corecast"));
+    let output = Command::new("sh").args(["-c", &line]).current_dir(desk.0.path()).output().unwrap();
+    refused(&output, "corecast", &line, 71, "locked memory: ");
 }
 
 #[test]

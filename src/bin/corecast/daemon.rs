@@ -37,13 +37,15 @@ pub(crate) fn run(options: &cli::Node) -> Result<(), Fault> {
     }
     log_to_stderr();
     let stop = Stop::on_signals()?;
-    let assembler = Assembler::new(Folder::open(&config.outbox)?);
     let node = single::start(config.node())?;
     tracing::info!(id = %config.key.node_id(), subnet = config.membership.subnet(), "running");
-    let outcome = serve(&config, &assembler, &node.port, node.feed, &stop);
+    // After the node: one that cannot start leaves no trace in the outbox.
+    let outcome = Folder::open(&config.outbox).map(Assembler::new).and_then(|assembler| {
+        serve(&config, &assembler, &node.port, node.feed, &stop)?;
+        assembler.folder().finish()
+    });
     tracing::info!("ending");
     let ended = node.host.shutdown(SHUTDOWN);
-    assembler.folder().finish()?;
     outcome.and(ended)
 }
 
