@@ -4,6 +4,7 @@
 use std::env;
 use std::process::Command;
 
+use corecast::node::io::IoLimits;
 use corecast::node::preflight::{self, Needs, PreflightError};
 
 /// Set in the child that runs under the filter.
@@ -44,7 +45,8 @@ fn a_process_without_io_uring_is_told_why() {
     }
     let cpus = core_affinity::get_core_ids().unwrap().iter().map(|core| core.id).take(1).collect();
     forbid_io_uring();
-    let error = preflight::check(&Needs { cpus, io_memory: 64 << 10, backend: None }).unwrap_err();
+    let needs = Needs { cpus, io_memory: 64 << 10, io_limits: IoLimits::default(), backend: None };
+    let error = preflight::check(&needs).unwrap_err();
     assert!(matches!(error, PreflightError::Blocked), "{error}");
     let line = error.to_string();
     assert!(line.contains("seccomp") && line.contains("425 to 427") && !line.contains('\n'), "{line}");

@@ -52,7 +52,6 @@ impl Engine {
             if let Some(updates) = self.updates(peer, class, bodies) {
                 return Some(updates);
             }
-            // Asked only when there is room for it: what is taken from the queue and not sent is never asked for again.
             if bodies && let Some(reply) = self.next_reply(peer, class) {
                 return Some(reply);
             }

@@ -70,6 +70,7 @@ impl Executors {
         let needs = Needs {
             cpus: config.cores.clone(),
             io_memory: Self::IO_MEMORY as u64,
+            io_limits: IoLimits::default(),
             backend: config.syscalls.then_some(Backend::Syscalls),
         };
         let findings = preflight::check(&needs).map_err(StartError::Host)?;

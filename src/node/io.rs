@@ -53,11 +53,14 @@ const HAND_OVER_BYTES: usize = 16 << 10;
 pub struct Port(pub u32);
 
 /// How many buffers an [`Io`] holds.
+///
+/// More receive buffers let the kernel take longer bursts before a port must be armed again, and spread what arrives over
+/// more memory than the caches hold: 128 cost a tenth to a fifth of the receiving thread's CPU against 16 to 32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct IoLimits {
-    /// Receive buffers, and as many send buffers, before any port is open. Default 64.
+    /// Receive buffers, and as many send buffers, before any port is open. Default 32.
     pub base_buffers: usize,
-    /// More of each for every open port. Default 16.
+    /// More of each for every open port. Default 4.
     pub buffers_per_port: usize,
     /// No more of each than this, whatever the number of ports. Default 512, at most 4,096.
     pub max_buffers: usize,
@@ -67,7 +70,7 @@ pub struct IoLimits {
 
 impl Default for IoLimits {
     fn default() -> IoLimits {
-        IoLimits { base_buffers: 64, buffers_per_port: 16, max_buffers: 512, max_ports: 256 }
+        IoLimits { base_buffers: 32, buffers_per_port: 4, max_buffers: 512, max_ports: 256 }
     }
 }
 

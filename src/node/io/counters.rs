@@ -24,7 +24,8 @@ pub struct IoCounters {
     pub datagrams_out: u64,
     /// Bytes in them.
     pub bytes_out: u64,
-    /// Sends, or single datagrams of one, that the kernel refused. Each is a loss to the transport.
+    /// Sends that the kernel refused, or the rest of one that went datagram by datagram. A loss to the
+    /// transport.
     pub send_errors: SendErrors,
     /// Times no send buffer was free: back-pressure on the transport.
     pub send_buffers_exhausted: u64,

@@ -217,7 +217,8 @@ pub(super) fn send_message(
     }
 }
 
-/// Sends datagram by datagram, counts both outcomes, and returns how many passed.
+/// Sends datagram by datagram and returns how many passed. The first failure is counted and ends it: what
+/// stops one datagram (no route, no room, too large) stops the next of the same size to the same place.
 pub(super) fn send_singly(
     socket: BorrowedFd<'_>,
     envelope: &mut Box<Envelope>,
@@ -232,7 +233,10 @@ pub(super) fn send_singly(
                 passed += 1;
                 counters.count_sent(datagram.len(), datagram.len());
             }
-            Err(error) => counters.send_errors.count(&error),
+            Err(error) => {
+                counters.send_errors.count(&error);
+                break;
+            }
         }
     }
     passed

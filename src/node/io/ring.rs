@@ -88,6 +88,10 @@ struct Arrival {
 struct Waker {
     word: Arc<WakeWord>,
     armed: bool,
+    /// A wake was reaped and no park has ended for it yet: the next park must not wait. Any call that enters
+    /// the kernel may reap one between the driver's last look at its mailboxes and the wait, and without
+    /// DEFER_TASKRUN it may be posted at any time.
+    woken: bool,
     /// Where the `read` of the eventfd puts its count.
     count: u64,
     /// The shape of every multishot receive: how much room the address and the control messages get.
@@ -138,28 +142,58 @@ fn completions(limits: &IoLimits) -> usize {
         + 2 // the wake word, and the cancellation of everything
 }
 
+/// Entries of the table of provided buffers.
+fn table_capacity(limits: &IoLimits) -> usize {
+    limits.buffers(limits.max_ports).next_power_of_two()
+}
+
+/// Entries of the completion queue.
+fn completion_entries(limits: &IoLimits) -> u32 {
+    // The kernel refuses fewer completions than submissions.
+    (completions(limits) as u32).max(SUBMISSIONS).next_power_of_two()
+}
+
 impl RingIo {
+    /// Memory that the kernel charges against RLIMIT_MEMLOCK for one ring (since Linux 6.13; before, only the
+    /// last line).
+    pub fn locked_bytes(limits: &IoLimits) -> u64 {
+        let pages = |bytes: u64| bytes.next_multiple_of(4096);
+        let submissions = u64::from(SUBMISSIONS);
+        pages(submissions * 64) // submission entries
+            + pages(1024 + submissions * 4 + u64::from(completion_entries(limits)) * 16) // heads, index, completions
+            + pages(table_capacity(limits) as u64 * 16) // the table of provided buffers
+    }
+
     /// A ring for the calling thread, without ports.
     ///
     /// # Errors
     /// io_uring is missing or forbidden, or the kernel lacks provided-buffer rings or waits with a time
     /// limit.
     pub fn new(wake: Arc<WakeWord>, limits: IoLimits) -> io::Result<RingIo> {
-        let ring = build(&limits)?;
+        RingIo::on(build(&limits)?, wake, limits)
+    }
+
+    /// With none of the optional flags, as on the oldest kernels.
+    #[cfg(test)]
+    pub(super) fn without_flags(wake: Arc<WakeWord>, limits: IoLimits) -> io::Result<RingIo> {
+        let ring = IoUring::builder().setup_cqsize(completion_entries(&limits)).build(SUBMISSIONS)?;
+        RingIo::on(ring, wake, limits)
+    }
+
+    fn on(ring: IoUring, wake: Arc<WakeWord>, limits: IoLimits) -> io::Result<RingIo> {
         if !ring.params().is_feature_ext_arg() {
             return Err(io::Error::new(
                 io::ErrorKind::Unsupported,
                 "io_uring waits have no time limit on this kernel",
             ));
         }
-        let capacity = limits.buffers(limits.max_ports).next_power_of_two();
-        let buffers = Buffers::new(u16::try_from(capacity).unwrap_or(4096));
+        let buffers = Buffers::new(u16::try_from(table_capacity(&limits)).unwrap_or(4096));
         buffers.register(&ring.submitter())?;
         // SAFETY: a C struct of integers and pointers, for which all zeroes is a value.
         let mut shape: libc::msghdr = unsafe { mem::zeroed() };
         shape.msg_namelen = NAME_ROOM as _;
         shape.msg_controllen = RECEIVE_CONTROL_BYTES as _;
-        let waker = Waker { word: wake, armed: false, count: 0, shape };
+        let waker = Waker { word: wake, armed: false, woken: false, count: 0, shape };
         let mut io = RingIo {
             ring,
             limits,
@@ -282,6 +316,7 @@ impl RingIo {
             Operation::Wake => {
                 self.waker.armed = false;
                 if entry.result() > 0 {
+                    self.waker.woken = true;
                     self.counters.wakes += 1;
                 }
             }
@@ -414,9 +449,7 @@ impl RingIo {
 /// 5.19, then none.
 fn build(limits: &IoLimits) -> io::Result<IoUring> {
     let mut builder = IoUring::builder();
-    // The kernel refuses fewer completions than submissions.
-    let completions = (completions(limits) as u32).max(SUBMISSIONS);
-    builder.setup_cqsize(completions.next_power_of_two()).setup_clamp();
+    builder.setup_cqsize(completion_entries(limits)).setup_clamp();
     let mut best = builder.clone();
     best.setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag().setup_submit_all();
     let mut cooperative = builder.clone();
@@ -530,13 +563,16 @@ impl Io for RingIo {
     fn park(&mut self, timeout: Option<Duration>) -> io::Result<()> {
         self.reap();
         self.arm()?;
-        if !self.ready.is_empty() || self.sends.relieved() {
+        let woken = mem::take(&mut self.waker.woken);
+        if woken || !self.ready.is_empty() || self.sends.relieved() {
             return self.flush();
         }
         self.arm_wake()?;
         self.counters.parks += 1;
+        // What completes from here on stays in the queue, and the kernel does not wait over it.
         self.enter(1, timeout)?;
         self.reap();
+        self.waker.woken = false;
         Ok(())
     }
 

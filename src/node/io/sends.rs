@@ -82,8 +82,9 @@ impl Sends {
 
     pub(super) fn return_buffer(&mut self, mut buffer: Vec<u8>) {
         buffer.clear();
+        buffer.reserve(BUFFER_BYTES);
         // A caller that brings buffers of its own does not make the pool grow.
-        if self.idle.len() < self.slots.len() && buffer.capacity() >= BUFFER_BYTES {
+        if self.idle.len() < self.slots.len() {
             self.idle.push(buffer);
         }
     }

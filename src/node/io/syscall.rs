@@ -31,6 +31,8 @@ const BURST: usize = 32;
 /// Receives and sends by plain system calls. See [`Io`] for how to call it.
 pub struct SyscallIo {
     wake: Arc<WakeWord>,
+    /// The eventfd was read and no park has ended for it yet: the next one must not wait.
+    woken: bool,
     limits: IoLimits,
     ports: Slab<PortState>,
     /// The open ports; who is first rotates.
@@ -60,6 +62,7 @@ impl SyscallIo {
     pub fn new(wake: Arc<WakeWord>, limits: IoLimits) -> SyscallIo {
         let mut io = SyscallIo {
             wake,
+            woken: false,
             limits,
             ports: Slab::new(),
             order: VecDeque::new(),
@@ -87,6 +90,7 @@ impl SyscallIo {
         poll_all(&mut self.polled, timeout)?;
         if self.polled.first().is_some_and(|wake| wake.revents != 0) {
             clear(self.wake.as_fd());
+            self.woken = true;
             self.counters.wakes += 1;
         }
         for ((_, port), polled) in self.ports.iter_mut().zip(&self.polled[1..]) {
@@ -295,11 +299,15 @@ impl Io for SyscallIo {
 
     fn park(&mut self, timeout: Option<Duration>) -> io::Result<()> {
         self.drain_queue();
-        if self.sends.relieved() || self.ports.iter().any(|(_, port)| port.readable) {
+        if mem::take(&mut self.woken)
+            || self.sends.relieved()
+            || self.ports.iter().any(|(_, port)| port.readable)
+        {
             return Ok(());
         }
         self.counters.parks += 1;
         self.poll(timeout)?;
+        self.woken = false;
         self.drain_queue();
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! Both back ends, the same scenarios.
+//! Both back ends, and the ring without its optional flags: the same scenarios.
 
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
@@ -22,11 +22,18 @@ struct Bed {
     far: UdpSocket,
 }
 
-/// Runs `scenario` on each back end, with one open port.
+type Start = fn(Arc<WakeWord>, IoLimits) -> Box<dyn Io>;
+
+/// Runs `scenario` on each, with one open port.
 fn each(limits: IoLimits, ip: &str, scenario: impl Fn(&mut Bed)) {
-    for backend in [Backend::Ring, Backend::Syscalls] {
+    let variants: [Start; 3] = [
+        |wake, limits| Backend::Ring.start(wake, limits).unwrap(),
+        |wake, limits| Box::new(RingIo::without_flags(wake, limits).unwrap()),
+        |wake, limits| Backend::Syscalls.start(wake, limits).unwrap(),
+    ];
+    for start in variants {
         let wake = Arc::new(WakeWord::new().unwrap());
-        let mut io = backend.start(Arc::clone(&wake), limits).unwrap();
+        let mut io = start(Arc::clone(&wake), limits);
         let any = format!("{ip}:0").parse().unwrap();
         let (socket, _) = bind(any, BUFFERS).unwrap();
         let here = socket.local_addr().unwrap();
@@ -59,6 +66,13 @@ impl Bed {
         self.far.local_addr().unwrap()
     }
 
+    /// A park that something other than the time must end.
+    fn park(&mut self) {
+        let start = Instant::now();
+        self.io.park(Some(PATIENCE)).unwrap();
+        assert!(start.elapsed() < PATIENCE, "nothing ended it");
+    }
+
     /// Turns the loop until `done`.
     fn run_until(&mut self, mut done: impl FnMut(&mut Bed) -> bool) {
         let deadline = Instant::now() + PATIENCE;
@@ -66,6 +80,15 @@ impl Bed {
             assert!(Instant::now() < deadline, "too late: {:?}", self.io.counters());
             self.io.park(Some(Duration::from_millis(5))).unwrap();
         }
+    }
+
+    fn run_until_woken(&mut self) {
+        let before = self.io.counters().wakes;
+        while self.io.counters().wakes == before {
+            self.io.receive(1, &mut |_, _| {});
+            self.park();
+        }
+        self.wake.unpark();
     }
 
     /// Turns the loop until `bytes` arrived.
@@ -205,17 +228,34 @@ fn the_pool_pushes_back_and_recovers() {
 }
 
 #[test]
-fn a_datagram_above_the_mtu_is_counted_and_the_port_goes_on() {
+fn a_refused_send_is_counted_and_the_port_goes_on() {
     each_default(|bed| {
-        // Loopback's MTU is 65,536: only a datagram above UDP's own limit is too large for it.
+        // Broadcast needs a right that the socket has not asked for.
+        let broadcast = bed.transmit("255.255.255.255:9".parse().unwrap(), 100, 100);
+        bed.queue(&broadcast);
+        bed.run_until(|bed| bed.io.counters().send_errors.denied == 1);
         let transmit = bed.transmit(bed.far_address(), 65_507, 65_507);
         bed.queue(&transmit);
         bed.run_until(|bed| bed.io.counters().sends == 1);
-        let transmit = Transmit { to: "255.255.255.255:9".parse().unwrap(), ..transmit };
-        bed.queue(&Transmit { segment: 100, len: 100, ..transmit });
-        bed.run_until(|bed| bed.io.counters().send_errors.denied == 1);
-        bed.queue(&Transmit { segment: 100, len: 100, to: bed.far_address(), ..transmit });
-        bed.run_until(|bed| bed.io.counters().sends == 2);
+    });
+}
+
+#[test]
+fn datagrams_above_the_mtu_are_too_large_joined_or_not() {
+    each(IoLimits::default(), "[::1]", |bed| {
+        bed.io.close(bed.port);
+        let (socket, _) = bind("[::1]:0".parse().unwrap(), BUFFERS).unwrap();
+        set_option(socket.as_fd(), libc::IPPROTO_IPV6, libc::IPV6_MTU, 1280).unwrap();
+        bed.port = bed.io.open(socket).unwrap();
+        for len in [2000, 20_000] {
+            let transmit = bed.transmit(bed.far_address(), 2000, len);
+            bed.queue(&transmit);
+        }
+        bed.run_until(|bed| bed.io.counters().send_errors.too_large == 2);
+        let transmit = bed.transmit(bed.far_address(), 1200, 12_000);
+        bed.queue(&transmit);
+        bed.run_until(|bed| bed.io.counters().sends == 1);
+        assert_eq!((bed.io.counters().gso_suspensions, drain_far(&bed.far).concat().len()), (0, 12_000));
     });
 }
 
@@ -342,7 +382,7 @@ fn a_park_ends_when_its_time_is_up() {
 }
 
 #[test]
-fn a_park_without_limit_ends_by_the_wake_word() {
+fn a_park_is_ended_by_the_wake_word() {
     each_default(|bed| {
         for _ in 0..50 {
             bed.wake.prepare_park();
@@ -354,19 +394,24 @@ fn a_park_without_limit_ends_by_the_wake_word() {
     });
 }
 
-impl Bed {
-    fn run_until_woken(&mut self) {
-        let before = self.io.counters().wakes;
-        while self.io.counters().wakes == before {
-            self.io.receive(1, &mut |_, _| {});
-            self.io.park(None).unwrap();
+#[test]
+fn a_wake_that_another_call_reaped_still_ends_the_park() {
+    each_default(|bed| {
+        // Arms what waits for the wake.
+        bed.io.park(Some(Duration::ZERO)).unwrap();
+        for _ in 0..50 {
+            bed.wake.prepare_park();
+            bed.wake.wake();
+            bed.io.receive(1, &mut |_, _| {});
+            bed.io.flush().unwrap();
+            bed.park();
+            bed.wake.unpark();
         }
-        self.wake.unpark();
-    }
+    });
 }
 
 #[test]
-fn a_park_without_limit_ends_by_a_datagram() {
+fn a_park_is_ended_by_a_datagram() {
     each_default(|bed| {
         let (far, here) = (bed.far.try_clone().unwrap(), bed.here);
         let sender = thread::spawn(move || {
@@ -375,7 +420,7 @@ fn a_park_without_limit_ends_by_a_datagram() {
         });
         let mut got = 0;
         while got == 0 {
-            bed.io.park(None).unwrap();
+            bed.park();
             got = bed.io.receive(1, &mut |_, _| {});
         }
         sender.join().unwrap();
@@ -389,7 +434,7 @@ fn a_park_does_not_sleep_over_what_has_arrived() {
         bed.far.send_to(b"x", bed.here).unwrap();
         let mut got = 0;
         while got == 0 {
-            bed.io.park(None).unwrap();
+            bed.park();
             got += bed.io.receive(1, &mut |_, _| {});
         }
     });
