@@ -69,6 +69,7 @@ pub(super) struct Lane {
     closing: Option<Instant>,
     figures: LaneFigures,
     unpublished: bool,
+    published: Instant,
 }
 
 impl Lane {
@@ -80,8 +81,8 @@ impl Lane {
     const TRANSMITS: usize = 32;
     /// Events handed to one topic's consumer in one turn.
     const EVENTS: usize = 256;
-    /// Turns between two publications of the figures, when there is no pause before.
-    const PUBLISH: u64 = 512;
+    /// Time between two publications of the figures, when there is no pause before.
+    const PUBLISH: Duration = Duration::from_millis(5);
     /// How long a closing lane waits for its peers' farewell.
     const FAREWELL: Duration = Duration::from_millis(100);
 
@@ -94,6 +95,7 @@ impl Lane {
             closing: None,
             figures: LaneFigures::default(),
             unpublished: true,
+            published: Instant::ZERO,
         }
     }
 
@@ -119,7 +121,8 @@ impl Lane {
         busy |= self.deliver(now);
         self.figures.turns += 1;
         self.unpublished |= busy;
-        if self.figures.turns.is_multiple_of(Self::PUBLISH) {
+        if now.saturating_since(self.published) >= Self::PUBLISH {
+            self.published = now;
             self.publish();
         }
         match self.closing {
