@@ -5,10 +5,10 @@
 //! table, queue and buffer bounded.
 //!
 //! ```no_run
-//! use corecast::{Class, Config, Event, Identity, Node, RegistryFile, TopicConfig, TopicId};
+//! use corecast::{Class, Config, Event, KeyFile, Node, RegistryFile, TopicConfig, TopicId};
 //!
 //! fn main() -> Result<(), Box<dyn std::error::Error>> {
-//!     let key = Identity::from_pkcs8(corecast::SecretKey::load("node.key".as_ref())?.pkcs8())?;
+//!     let key = KeyFile::new("node.key").load()?;
 //!     let node = Node::start(Config::new(key, RegistryFile::new("registry.toml")))?;
 //!     let (topic, deliveries) = node.topic(TopicConfig::new(TopicId(1), "shares").class(Class::High))?;
 //!
@@ -72,8 +72,8 @@ pub mod node;
 pub use config::{Advert, Limits, Settings, TopicConfig, Verdict};
 pub use engine::{Artifact, Event};
 pub use node::{
-    BroadcastError, CommandError, Config, Deliveries, ExecutorConfig, Executors, Node, RecvError,
-    RegistryFile, RegistrySource, SecretKey, StartError, Stats, Topic, TopicError,
+    BroadcastError, CommandError, Config, Deliveries, ExecutorConfig, Executors, KeyFile, Node, RecvError,
+    RegistryFile, RegistrySource, StartError, Stats, Topic, TopicError,
 };
 pub use quic::Identity;
 pub use types::{

@@ -21,6 +21,6 @@ pub mod textfile;
 pub use delivery::{Deliveries, RecvError};
 pub use executor::{ExecutorConfig, Executors};
 pub use handle::{BroadcastError, CommandError, Config, Node, StartError, Topic, TopicError};
-pub use keyfile::{KeyFileError, SecretKey};
+pub use keyfile::{KeyFile, KeyFileError};
 pub use registry::{Record, RegistryError, RegistryFile, RegistrySource, parse_address};
 pub use stats::Stats;

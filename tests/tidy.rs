@@ -1,6 +1,8 @@
 //! The house's rules, executed: which way arrows point, where unsafe code, clocks and randomness may be, how long files and
 //! functions may get. The allowances below only ever shrink.
 
+#![allow(clippy::unwrap_used, reason = "a failure is the test's")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 

@@ -53,7 +53,7 @@ pub(super) struct Driver<I> {
 
 impl<I: Io> Driver<I> {
     /// Batches of datagrams taken in before the lanes turn.
-    const RECEIVE: usize = 64;
+    const RECEIVE: usize = 16;
 
     pub(super) fn new(
         io: I,

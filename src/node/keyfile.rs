@@ -3,30 +3,22 @@
 //! A key file is created once, readable by its owner alone, and never overwritten. Secret bytes are wiped when
 //! dropped and appear in no message.
 
-use std::fmt;
 use std::fs::{self, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use ring::rand::{SecureRandom, SystemRandom};
-use ring::signature::{Ed25519KeyPair, KeyPair};
 use rustls::pki_types::PrivatePkcs8KeyDer;
 use rustls::pki_types::pem::PemObject;
 use zeroize::{Zeroize, Zeroizing};
 
-use crate::types::NodeId;
+use crate::quic::Identity;
 
 /// The most bytes that a key file may have. One key takes 119.
 const MAX_KEY_FILE: u64 = 4096;
 
 const LABEL: &str = "PRIVATE KEY";
-const SEED_LEN: usize = 32;
-/// PKCS#8 version 1 of an Ed25519 seed (RFC 8410, section 7): everything before the seed itself.
-const PREFIX: [u8; 16] =
-    [0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20];
-
-/// Why a key cannot be made, read or saved. Nothing was changed on disk.
+/// Why a key cannot be read or saved. Nothing was changed on disk.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyFileError {
     /// There is no such file, or no such folder for a new one.
@@ -77,64 +69,42 @@ pub enum KeyFileError {
         /// What the system says.
         error: io::Error,
     },
-    /// The system gave no randomness.
-    #[error("the system gave no random bytes for a new key")]
-    Randomness,
 }
 
-/// An Ed25519 key pair in PKCS#8. Wiped when dropped; `Debug` shows the public half.
-pub struct SecretKey {
-    pkcs8: Zeroizing<Vec<u8>>,
-    id: NodeId,
+/// A key file.
+#[derive(Debug, Clone)]
+pub struct KeyFile {
+    path: PathBuf,
 }
 
-impl SecretKey {
-    /// A new key from the system's randomness.
-    pub fn generate() -> Result<SecretKey, KeyFileError> {
-        let mut pkcs8 = Zeroizing::new(vec![0; PREFIX.len() + SEED_LEN]);
-        let (prefix, seed) = pkcs8.split_at_mut(PREFIX.len());
-        prefix.copy_from_slice(&PREFIX);
-        SystemRandom::new().fill(seed).map_err(|_| KeyFileError::Randomness)?;
-        SecretKey::from_pkcs8(pkcs8).ok_or(KeyFileError::Randomness)
+impl KeyFile {
+    /// The key file at `path`, which is read when it is asked for.
+    pub fn new(path: impl Into<PathBuf>) -> KeyFile {
+        KeyFile { path: path.into() }
     }
 
-    /// Takes a key in PKCS#8, version 1 or 2; `None` when it is no valid Ed25519 key.
-    pub fn from_pkcs8(pkcs8: Zeroizing<Vec<u8>>) -> Option<SecretKey> {
-        let pair = Ed25519KeyPair::from_pkcs8_maybe_unchecked(&pkcs8).ok()?;
-        let id = NodeId(pair.public_key().as_ref().try_into().ok()?);
-        Some(SecretKey { pkcs8, id })
-    }
-
-    /// The public half.
-    pub fn node_id(&self) -> NodeId {
-        self.id
-    }
-
-    /// The secret, in PKCS#8.
-    pub fn pkcs8(&self) -> &[u8] {
-        &self.pkcs8
-    }
-
-    /// Reads a key file.
-    pub fn load(path: &Path) -> Result<SecretKey, KeyFileError> {
+    /// Reads the key.
+    pub fn load(&self) -> Result<Identity, KeyFileError> {
+        let path = &self.path;
         let text = read_secret(path)?;
         check_sections(path, &text)?;
-        let damaged = |_| KeyFileError::Damaged(path.to_owned());
-        let mut der = PrivatePkcs8KeyDer::from_pem_slice(&text).map_err(damaged)?;
-        let pkcs8 = Zeroizing::new(der.secret_pkcs8_der().to_vec());
+        let mut der =
+            PrivatePkcs8KeyDer::from_pem_slice(&text).map_err(|_| KeyFileError::Damaged(path.clone()))?;
+        let identity = Identity::from_pkcs8(der.secret_pkcs8_der());
         der.zeroize();
-        SecretKey::from_pkcs8(pkcs8).ok_or_else(|| KeyFileError::NotEd25519(path.to_owned()))
+        identity.map_err(|_| KeyFileError::NotEd25519(path.clone()))
     }
 
     /// Writes a new key file, readable by its owner alone, and syncs it. A file that is there is left alone.
-    pub fn create(&self, path: &Path) -> Result<(), KeyFileError> {
+    pub fn create(&self, identity: &Identity) -> Result<(), KeyFileError> {
+        let path = &self.path;
         let mut file = OpenOptions::new()
             .write(true)
             .create_new(true)
             .mode(0o600)
             .open(path)
             .map_err(|error| io_error(path, error))?;
-        let pem = self.to_pem();
+        let pem = pem_of(identity);
         let written = file.write_all(pem.as_bytes()).and_then(|()| file.sync_all());
         written.map_err(|error| {
             // It was created here a moment ago and holds half a key.
@@ -142,21 +112,15 @@ impl SecretKey {
             io_error(path, error)
         })
     }
-
-    fn to_pem(&self) -> Zeroizing<String> {
-        // Room for everything at once: a growing string would leave copies of the secret behind.
-        let mut pem = Zeroizing::new(String::with_capacity(MAX_KEY_FILE as usize));
-        pem.push_str(&format!("-----BEGIN {LABEL}-----\n"));
-        encode_base64(&self.pkcs8, &mut pem);
-        pem.push_str(&format!("-----END {LABEL}-----\n"));
-        pem
-    }
 }
 
-impl fmt::Debug for SecretKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "SecretKey of {}", self.id)
-    }
+fn pem_of(identity: &Identity) -> Zeroizing<String> {
+    // Room for everything at once: a growing string would leave copies of the secret behind.
+    let mut pem = Zeroizing::new(String::with_capacity(MAX_KEY_FILE as usize));
+    pem.push_str(&format!("-----BEGIN {LABEL}-----\n"));
+    encode_base64(identity.pkcs8(), &mut pem);
+    pem.push_str(&format!("-----END {LABEL}-----\n"));
+    pem
 }
 
 fn io_error(path: &Path, error: io::Error) -> KeyFileError {
@@ -242,7 +206,7 @@ mod tests {
     /// The message for a key file with this content, without the folder.
     fn refusal(content: &str) -> String {
         let (folder, path) = file(content.as_bytes(), 0o600);
-        let message = SecretKey::load(&path).unwrap_err().to_string();
+        let message = KeyFile::new(&path).load().unwrap_err().to_string();
         message.replace(folder.path().to_str().unwrap(), "")
     }
 
@@ -250,31 +214,34 @@ mod tests {
     fn a_created_key_loads_again_and_its_file_is_private() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("key.pem");
-        let key = SecretKey::generate().unwrap();
-        key.create(&path).unwrap();
+        let key = Identity::generate().unwrap();
+        KeyFile::new(&path).create(&key).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        assert_eq!(SecretKey::load(&path).unwrap().node_id(), key.node_id());
+        assert_eq!(KeyFile::new(&path).load().unwrap().id(), key.id());
         assert_eq!(fs::read_to_string(&path).unwrap().lines().count(), 3);
     }
 
     #[test]
     fn a_key_made_elsewhere_loads() {
         let (_folder, path) = file(PEM.as_bytes(), 0o400);
-        assert_eq!(SecretKey::load(&path).unwrap().node_id().to_string(), PUBLIC);
-        assert_eq!(*SecretKey::load(&path).unwrap().to_pem(), PEM);
+        assert_eq!(KeyFile::new(&path).load().unwrap().id().to_string(), PUBLIC);
+        assert_eq!(*pem_of(&KeyFile::new(&path).load().unwrap()), PEM);
     }
 
     #[test]
     fn a_file_that_is_there_is_left_alone() {
         let (_folder, path) = file(b"precious", 0o600);
-        assert!(matches!(SecretKey::generate().unwrap().create(&path), Err(KeyFileError::Exists(_))));
+        assert!(matches!(
+            KeyFile::new(&path).create(&Identity::generate().unwrap()),
+            Err(KeyFileError::Exists(_))
+        ));
         assert_eq!(fs::read(&path).unwrap(), b"precious");
     }
 
     #[test]
     fn a_key_that_others_may_read_is_refused() {
         let (_folder, path) = file(PEM.as_bytes(), 0o640);
-        assert!(matches!(SecretKey::load(&path), Err(KeyFileError::Exposed { mode: 0o640, .. })));
+        assert!(matches!(KeyFile::new(&path).load(), Err(KeyFileError::Exposed { mode: 0o640, .. })));
     }
 
     #[test]
@@ -292,8 +259,8 @@ mod tests {
 
     #[test]
     fn no_message_shows_the_secret() {
-        let key = SecretKey::generate().unwrap();
-        assert_eq!(format!("{key:?}"), format!("SecretKey of {}", key.node_id()));
+        let key = Identity::generate().unwrap();
+        assert!(!format!("{key:?}").contains(&pem_of(&key)[28..60]));
         assert!(!refusal(&PEM.replace("END", "EMD")).contains("MC4C"));
     }
 

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use ring::rand::SystemRandom;
+use ring::rand::{SecureRandom, SystemRandom};
 use ring::signature::{Ed25519KeyPair, KeyPair};
 use ring::{hkdf, hmac};
 use rustls::pki_types::PrivatePkcs8KeyDer;
@@ -38,9 +38,9 @@ impl Identity {
     /// Draws a new key. The one place here that asks the system for randomness: a key must not follow from a
     /// seed.
     pub fn generate() -> Result<Identity, IdentityError> {
-        let pkcs8 =
-            Ed25519KeyPair::generate_pkcs8(&SystemRandom::new()).map_err(|_| IdentityError::Randomness)?;
-        Identity::from_pkcs8(pkcs8.as_ref())
+        let mut seed = [0; 32];
+        SystemRandom::new().fill(&mut seed).map_err(|_| IdentityError::Randomness)?;
+        Identity::from_seed(seed)
     }
 
     /// The key whose RFC 8032 private seed is `seed`: for tests and simulations, which want the same names

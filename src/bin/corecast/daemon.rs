@@ -32,13 +32,13 @@ const GLANCE: Duration = Duration::from_millis(50);
 pub(crate) fn run(options: &cli::Node) -> Result<(), Fault> {
     let config = config::load(&options.config)?;
     if options.check_config {
-        let (id, subnet) = (config.key.node_id(), config.membership.subnet().to_owned());
+        let (id, subnet) = (config.key.id(), config.membership.subnet().to_owned());
         return say(&format!("{}: good: node {id} of subnet {subnet:?}", options.config.display()));
     }
     log_to_stderr();
     let stop = Stop::on_signals()?;
     let node = single::start(config.node())?;
-    tracing::info!(id = %config.key.node_id(), subnet = config.membership.subnet(), "running");
+    tracing::info!(id = %config.key.id(), subnet = config.membership.subnet(), "running");
     // After the node: one that cannot start leaves no trace in the outbox.
     let outcome = Folder::open(&config.outbox).map(Assembler::new).and_then(|assembler| {
         serve(&config, &assembler, &node.port, node.feed, &stop)?;

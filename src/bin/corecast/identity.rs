@@ -1,8 +1,8 @@
 //! Keys and registries.
 
-use corecast::node::SecretKey;
 use corecast::node::{Record, RegistryFile};
 use corecast::types::Member;
+use corecast::{Identity, KeyFile};
 
 use crate::cli::{Add, Keygen, Registry};
 use crate::subnet::fault::{Exit, Fault};
@@ -10,13 +10,13 @@ use crate::subnet::terminal::say;
 
 /// Makes a key file and prints the node's id.
 pub(crate) fn keygen(options: &Keygen) -> Result<(), Fault> {
-    let key = SecretKey::generate()?;
-    key.create(&options.out).map_err(|error| match Fault::from(error) {
+    let identity = Identity::generate().map_err(|error| Fault::new(Exit::Os, error.to_string()))?;
+    KeyFile::new(&options.out).create(&identity).map_err(|error| match Fault::from(error) {
         // A folder that is missing on the way to an output.
         fault if fault.exit == Exit::NoInput => Fault::new(Exit::CannotCreate, fault.to_string()),
         fault => fault,
     })?;
-    say(&key.node_id().to_string())
+    say(&identity.id().to_string())
 }
 
 /// Makes, fills or shows a registry.
@@ -41,7 +41,7 @@ pub(crate) fn registry(command: Registry) -> Result<(), Fault> {
 fn add(options: Add) -> Result<(), Fault> {
     let id = match (options.member.id, options.member.key_file) {
         (Some(id), _) => id,
-        (None, Some(path)) => SecretKey::load(&path)?.node_id(),
+        (None, Some(path)) => KeyFile::new(path).load()?.id(),
         (None, None) => {
             return Err(Fault::new(Exit::Usage, "--id or --key-file is needed"));
         }

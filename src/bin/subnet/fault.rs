@@ -90,7 +90,6 @@ impl From<KeyFileError> for Fault {
             | KeyFileError::NotEd25519(_) => Exit::Data,
             KeyFileError::Exists(_) => Exit::CannotCreate,
             KeyFileError::Io { .. } => Exit::Io,
-            KeyFileError::Randomness => Exit::Os,
         };
         Fault::new(exit, error.to_string())
     }

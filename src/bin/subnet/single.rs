@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use corecast::{Config, Identity, RegistryFile, SecretKey, Settings, TopicConfig};
+use corecast::{Config, Identity, RegistryFile, Settings, TopicConfig};
 
 use super::fault::{Exit, Fault};
 use super::port::{Feed, Host, Port};
@@ -11,7 +11,7 @@ use super::real;
 
 /// What to start.
 pub(crate) struct Single<'a> {
-    pub(crate) key: &'a SecretKey,
+    pub(crate) key: &'a Identity,
     pub(crate) registry: RegistryFile,
     pub(crate) cores: Vec<usize>,
     pub(crate) spin: Duration,
@@ -28,10 +28,8 @@ pub(crate) struct Running {
 
 /// Starts the node.
 pub(crate) fn start(single: Single<'_>) -> Result<Running, Fault> {
-    let identity = Identity::from_pkcs8(single.key.pkcs8());
-    let identity = identity.map_err(|error| Fault::new(Exit::Data, error.to_string()))?;
     let executors = real::executors(&single.cores, single.spin)?;
-    let mut config = Config::new(identity, single.registry);
+    let mut config = Config::new(single.key.clone(), single.registry);
     config.settings = single.settings;
     let started = real::start(&executors, config, &[single.topic])?;
     tracing::debug!("bounds of this node:\n{}", started.node.limits());

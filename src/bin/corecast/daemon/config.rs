@@ -21,10 +21,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use corecast::config::{Settings, TopicConfig};
-use corecast::node::SecretKey;
 use corecast::node::textfile::{self, Place};
 use corecast::node::{RegistryFile, RegistrySource};
 use corecast::types::{Class, Membership, TopicId};
+use corecast::{Identity, KeyFile};
 use serde::Deserialize;
 use toml::Spanned;
 
@@ -42,7 +42,7 @@ const MAX_RELAY: u64 = 86_400;
 pub(crate) struct Config {
     pub(crate) registry: RegistryFile,
     pub(crate) membership: Arc<Membership>,
-    pub(crate) key: SecretKey,
+    pub(crate) key: Identity,
     pub(crate) inbox: PathBuf,
     pub(crate) outbox: PathBuf,
     pub(crate) cores: Vec<usize>,
@@ -108,11 +108,11 @@ pub(crate) fn load(path: &Path) -> Result<Config, Fault> {
     let settings = settings(&form, &text)?;
     let topic = topic(&form, &text, &settings)?;
     let (inbox, outbox) = folders(&form, &text, base)?;
-    let key = SecretKey::load(&base.join(form.key.get_ref()))?;
+    let key = KeyFile::new(base.join(form.key.get_ref())).load()?;
     let mut registry = RegistryFile::new(base.join(form.registry.get_ref()));
     let membership = registry.load()?;
-    if membership.index_of(&key.node_id()).is_none() {
-        let (id, registry) = (key.node_id(), base.join(form.registry.get_ref()));
+    if membership.index_of(&key.id()).is_none() {
+        let (id, registry) = (key.id(), base.join(form.registry.get_ref()));
         let problem = format!(
             "the key is that of {id}, which is no member in {}; add it: `corecast registry add`",
             registry.display()
