@@ -23,6 +23,9 @@ use workload::{Makers, Workload};
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+/// Bytes of an artifact: the stamp that tells them apart, up to the most that a node takes.
+const SIZES: std::ops::RangeInclusive<i64> = flow::STAMP as i64..=64 << 20;
+
 /// Measure a subnet whose nodes all run in this process, over loopback.
 #[derive(Debug, Parser)]
 #[command(name = "corecast-load", version, max_term_width = 100)]
@@ -37,7 +40,7 @@ pub(crate) struct Options {
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
     lanes: u16,
     /// Bytes of each artifact [default: bulk 1048576, small and latency 1024]
-    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(i64::try_from(flow::STAMP).unwrap_or(16)..=64 << 20))]
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(SIZES))]
     size: Option<u32>,
     /// Artifacts that each maker has on their way at a time [default: bulk 16, small 64; not for latency]
     #[arg(long, value_name = "K", value_parser = clap::value_parser!(u32).range(1..=4096))]

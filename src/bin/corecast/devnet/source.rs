@@ -70,11 +70,9 @@ pub(crate) fn make_out(files: &Path, out: &Path, nodes: u16) -> Result<Vec<PathB
         })
     };
     let refuse = |problem: &str| Err(Fault::new(Exit::CannotCreate, format!("{}: {problem}", out.display())));
-    match fs::read_dir(out) {
-        Ok(mut entries) => match entries.next() {
-            Some(_) => return refuse("exists and is not empty; name a new folder or empty this one"),
-            None => {}
-        },
+    match fs::read_dir(out).map(|mut entries| entries.next()) {
+        Ok(Some(_)) => return refuse("exists and is not empty; name a new folder or empty this one"),
+        Ok(None) => {}
         Err(error) if error.kind() == ErrorKind::NotFound => create(out, |path| fs::create_dir_all(path))?,
         Err(error) if error.kind() == ErrorKind::NotADirectory => {
             return refuse("exists and is no folder; name a new folder");

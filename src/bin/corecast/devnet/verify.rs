@@ -21,7 +21,7 @@ pub(crate) fn compare(
     stop: &Stop,
 ) -> Result<Option<String>, Fault> {
     let progress = Progress::new("verifying", source.files.len() as u64, source.bytes);
-    let state = Mutex::new((None::<Result<String, Fault>>, 0));
+    let state = Mutex::new((None::<Result<String, Fault>>, 0, 0));
     let next = AtomicUsize::new(0);
     let lock = || state.lock().unwrap_or_else(PoisonError::into_inner);
     std::thread::scope(|scope| {
@@ -31,13 +31,13 @@ pub(crate) fn compare(
                     let found = compare_one(source, folders, path);
                     let mut state = lock();
                     match found {
-                        Ok(bytes) => state.1 += bytes,
+                        Ok(bytes) => (state.1, state.2) = (state.1 + 1, state.2 + bytes),
                         Err(difference) => drop(state.0.get_or_insert(difference)),
                     }
                     if state.0.is_some() || stop.is_set() {
                         return;
                     }
-                    progress.show(next.load(Ordering::Relaxed) as u64, state.1);
+                    progress.show(state.1, state.2);
                 }
             });
         }

@@ -105,7 +105,9 @@ impl Assembler {
             }
             Part::Manifest { hash, chunks } => {
                 let mut underway = self.lock();
-                underway.files.get_mut(&key).map(|growing| growing.manifest = Some((hash, chunks)));
+                if let Some(growing) = underway.files.get_mut(&key) {
+                    growing.manifest = Some((hash, chunks));
+                }
             }
         }
         self.finish_if_whole(key)
