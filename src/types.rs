@@ -16,7 +16,7 @@ pub use id::{
     ArtifactId, Attribute, AttributeTooLong, ConnectionNumber, NodeId, ParseIdError, PeerIndex,
     RegistryVersion, Slot, StreamKey, TopicId, Version,
 };
-pub use keyed::{IdMap, KeyedState};
+pub use keyed::{IdMap, KeyedHasher, KeyedState};
 pub use membership::{Member, Membership, MembershipError};
 pub use rng::Rng;
 pub use time::Instant;

@@ -17,9 +17,14 @@ pub enum HashKind {
 impl HashKind {
     /// The id of `bytes`.
     pub fn id(self, bytes: &[u8]) -> ArtifactId {
-        let mut hasher = Hasher::new(self);
-        hasher.update(bytes);
-        hasher.finish()
+        match self {
+            HashKind::Blake3 => ArtifactId(*blake3::hash(bytes).as_bytes()),
+            HashKind::Sha256 => {
+                let mut hasher = Hasher::new(self);
+                hasher.update(bytes);
+                hasher.finish()
+            }
+        }
     }
 }
 

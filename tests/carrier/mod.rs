@@ -1,5 +1,5 @@
-//! Engines of one subnet, lane 0 of 1, joined by ideal links: what one engine gives its link, the other is brought at once, whole and
-//! in order. Links can be cut and joined again.
+//! Engines of one subnet, lane 0 of 1, joined by ideal links: what one engine gives its link, the other is brought at
+//! once, whole and in order. Links can be cut and joined again.
 #![allow(
     dead_code,
     unreachable_pub,
