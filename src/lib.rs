@@ -79,3 +79,8 @@ pub use quic::Identity;
 pub use types::{
     ArtifactId, Attribute, Class, HashKind, Member, Membership, NodeId, RegistryVersion, TopicId,
 };
+
+/// The README's example compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
