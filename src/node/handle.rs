@@ -536,7 +536,8 @@ impl Topic {
     }
 
     /// Relays a delivered artifact: it joins this node's active set, so that it reaches everyone even if its maker is gone.
-    /// To be aborted like one's own.
+    /// To be aborted like one's own, for a relay advertises: as long as any member relays an artifact, it is withdrawn
+    /// nowhere, even if its maker has aborted it. Replicas abort what they relay by a rule of their own (a height, an age).
     ///
     /// # Errors
     /// See [`CommandError`].
