@@ -1,5 +1,5 @@
-//! Whole lanes without their shell: engine and transport with real TLS, over links that lose, repeat, delay and reorder datagrams, in
-//! virtual time.
+//! Whole lanes without their shell: engine and transport with real TLS, over links that lose, repeat, delay and reorder
+//! datagrams, in virtual time.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failure is the test's")]
 
