@@ -369,7 +369,7 @@ fn main() {
     std::process::exit(i32::from(lost > 0));
 }
 
-#[allow(dead_code)]
+#[allow(dead_code)] // as above
 fn print_row(backend: Backend, idle: Idle, report: &Report) {
     let us = |per_mille| f64::from(report.latency_ns(per_mille)) / 1000.0;
     println!(

@@ -6,7 +6,8 @@ mod carrier;
 use carrier::{Subnet, bytes, topic};
 use corecast::config::{TopicConfig, Verdict};
 use corecast::engine::Event;
-use corecast::types::{Class, TopicId};
+use corecast::types::{Attribute, Class, HashKind, Slot, TopicId, Version};
+use corecast::wire::{Change, Frame, Incoming, Update};
 
 const TOPIC: TopicId = TopicId(1);
 
@@ -244,4 +245,28 @@ fn thousands_of_artifacts_come_and_go_and_leave_nothing() {
     assert_eq!(subnet.pool_bytes(), 0);
     assert_eq!(subnet.count(|counters| counters.faults), 0);
     assert_eq!(TOPIC, topic().id);
+}
+
+#[test]
+fn a_body_that_a_liar_called_small_is_not_fetched_over_and_over_without_room() {
+    let mut config = topic();
+    config.pending_bytes = 8 << 20;
+    let mut subnet = Subnet::new(3, &config);
+    let held: Vec<_> = (0..7u8).map(|n| subnet.broadcast(0, &vec![n; (1 << 20) + 100_000])).collect();
+    subnet.settle();
+    assert_eq!(subnet.delivered(1).len(), held.len());
+    let before = subnet.count(|counters| counters.bodies_received);
+    let body = vec![9; 1 << 20];
+    let id = HashKind::Blake3.id(&body);
+    let change = Change::Advert { id, size: 1, relayed: false, attribute: Attribute::EMPTY };
+    let update = Update { topic: TOPIC, slot: Slot(0), version: Version(1), change };
+    subnet.broadcast(0, &body);
+    subnet.bring(2, 1, Incoming::Frame(Frame::Update(update)));
+    subnet.settle();
+    assert_eq!(subnet.delivered(1), []);
+    // Node 2 takes it once; node 1 at most once, and then knows better.
+    assert!(subnet.count(|counters| counters.bodies_received) - before <= 2);
+    held.iter().for_each(|id| subnet.release(1, id));
+    subnet.settle();
+    assert_eq!(subnet.delivered(1), [(id, bytes(&body))]);
 }

@@ -243,7 +243,7 @@ impl Engine {
             return;
         };
         let Told { peer, id, size, attribute, relayed, body } = told;
-        let entry = |stage| Entry { stage, size, attribute, relayed };
+        let entry = |stage| Entry { stage, size, proven: false, attribute, relayed };
         let verdict = topic.admission.judge(&Advert { topic: topic.id(), id, size, attribute, from });
         let before = topic.stage(&id);
         let stage = match (verdict, &body) {
@@ -314,10 +314,12 @@ impl Engine {
         // What was set aside for it is free for it.
         topic.advance(&id, Stage::Starved);
         let attribute = topic.entry(&id).map_or(Attribute::EMPTY, |entry| entry.attribute);
-        let fits = topic.has_room(body.bytes().len() as u32);
+        let size = body.bytes().len() as u32;
+        let fits = topic.has_room(size);
         if fits && topic.pool.insert_received(id, body.into_bytes(), attribute, peer).is_ok() {
             topic.advance(&id, Stage::Ready);
         } else {
+            topic.prove(&id, size);
             self.counters.bodies_dropped += 1;
         }
         self.feed(index, now);
@@ -488,7 +490,7 @@ impl Engine {
             topic.pool.remove(&id);
             return fx.push(refused);
         }
-        topic.enter(id, Entry { stage: Stage::Active, size, attribute, relayed: false });
+        topic.enter(id, Entry { stage: Stage::Active, size, proven: true, attribute, relayed: false });
         self.counters.broadcasts += 1;
         self.feed(index, now);
     }

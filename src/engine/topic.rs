@@ -43,8 +43,10 @@ pub(super) enum Stage {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Entry {
     pub(super) stage: Stage,
-    /// The smallest size that an advertiser has stated: what is set aside for it.
+    /// What is set aside for it: the smallest size that an advertiser has stated, or the true one once its body was seen.
     pub(super) size: u32,
+    /// Whether its body was seen.
+    pub(super) proven: bool,
     pub(super) attribute: Attribute,
     /// Whether every advert so far was a relay's.
     pub(super) relayed: bool,
@@ -162,13 +164,23 @@ impl Topic {
     }
 
     /// Another advertiser's word on an artifact. Of two sizes the smaller is set aside, lest a liar use up the topic's bytes; a
-    /// body that turns out larger finds room when it comes, or is fetched again.
+    /// body that turns out larger finds room when it comes, or is fetched again when its true size has room.
     pub(super) fn hear(&mut self, id: &ArtifactId, size: u32, relayed: bool) {
         let Some(entry) = self.ledger.get_mut(id) else { return };
         let before = entry.reserved();
-        entry.size = entry.size.min(size);
+        if !entry.proven {
+            entry.size = entry.size.min(size);
+        }
         entry.relayed &= relayed;
         self.reserved = self.reserved - before + entry.reserved();
+    }
+
+    /// The body was here and had no room: from now on its true size is waited for, lest it be fetched again in vain.
+    pub(super) fn prove(&mut self, id: &ArtifactId, size: u32) {
+        if let Some(entry) = self.ledger.get_mut(id) {
+            debug_assert_eq!(entry.stage, Stage::Starved);
+            (entry.size, entry.proven) = (size, true);
+        }
     }
 
     /// Tells the replica that a delivered artifact is withdrawn.

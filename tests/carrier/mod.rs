@@ -246,7 +246,8 @@ impl Subnet {
         }
     }
 
-    fn bring(&mut self, from: usize, to: usize, incoming: Incoming) {
+    /// Hands in what a link brings.
+    pub fn bring(&mut self, from: usize, to: usize, incoming: Incoming) {
         let mut fx = Effects::new();
         self.engines[to].handle_link(PeerIndex(from as u16), incoming, self.now, &mut fx);
         self.carry_out(to, fx);
