@@ -74,9 +74,7 @@ fn run_one(options: &Options, contender: Contender, workload: Workload) -> Resul
         }
         Contender::Quinn(shape) => {
             command.args(["--contender", shape.name(), "--cores", &number(options.cores)]);
-            if options.verify {
-                command.arg("--verify");
-            }
+            command.args(["--work", options.work.name()]);
         }
     }
     let output = wait(&mut command, Duration::from_secs(options.seconds + 60))?;
@@ -105,14 +103,14 @@ fn wait(command: &mut Command, most: Duration) -> Result<Vec<u8>, Failure> {
 
 fn print_table(options: &Options, workload: Workload, contenders: &[Contender], runs: &[Vec<Value>]) {
     println!(
-        "\n{} · {} nodes · {} bytes · MTU {} · medians of {} rounds of {} s{}",
+        "\n{} · {} nodes · {} bytes · MTU {} · medians of {} rounds of {} s · the flood's work: {}",
         workload.name(),
         options.nodes,
         options.size_of(workload),
         options.mtu,
         options.rounds,
         options.seconds,
-        if options.verify { " · the flood verifies" } else { "" }
+        options.work.name()
     );
     let head: String = FIGURES.iter().map(|(name, ..)| format!("{name:>14}")).collect();
     println!("{:<12}{head}{:>10}", "", "peak MiB");

@@ -1,11 +1,13 @@
 //! corecast beside what a user would write instead: a plain flood over quinn on tokio, doing the same work.
 //!
 //! `cargo bench --bench flood` runs both in turn for some rounds, each in a process of its own, and prints medians and
-//! ratios: four nodes in one process on loopback, mutual TLS, AES-128-GCM, 1,452-byte datagrams. corecast hashes every body
-//! at its maker and at each receiver; the flood hashes nothing unless `--verify` has its receivers do so.
+//! ratios: four nodes in one process on loopback, mutual TLS, AES-128-GCM, 1,452-byte datagrams, the same allocator.
+//! corecast hashes every body at its maker and at each receiver; how much of its work the flood does, [`Work`] says.
 
 mod compare;
 mod host;
+#[path = "../../src/bin/subnet/memory.rs"]
+mod memory;
 mod mesh;
 mod shapes;
 mod work;
@@ -45,9 +47,9 @@ pub(crate) struct Options {
     /// Cores: tokio's threads, and corecast's executors
     #[arg(long, default_value_t = 2)]
     pub(crate) cores: usize,
-    /// The flood's receivers hash every body with BLAKE3, as corecast's must
-    #[arg(long)]
-    pub(crate) verify: bool,
+    /// How much of corecast's work the flood does
+    #[arg(long, value_enum, default_value_t = Work::Deliver)]
+    pub(crate) work: Work,
     /// Flood shapes to run
     #[arg(long, value_enum, default_values_t = [Shape::Long, Shape::Uni])]
     pub(crate) shapes: Vec<Shape>,
@@ -77,6 +79,27 @@ pub(crate) enum Shape {
     Long,
     /// A stream for each artifact and peer.
     Uni,
+}
+
+/// What the flood's makers and receivers do with a body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+pub(crate) enum Work {
+    /// One body is sent again and again, and receivers throw its pieces away as they come: nobody gets an artifact.
+    Discard,
+    /// Each artifact is a body of its own, and each receiver has it whole in the end.
+    Deliver,
+    /// Makers and receivers also hash it with BLAKE3, as corecast must.
+    Verify,
+}
+
+impl Work {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Work::Discard => "discard",
+            Work::Deliver => "deliver",
+            Work::Verify => "verify",
+        }
+    }
 }
 
 impl Workload {
@@ -120,6 +143,7 @@ impl Options {
 pub(crate) type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 fn main() -> ExitCode {
+    memory::keep_freed();
     let options = Options::parse();
     let done = match (options.contender, options.workloads.first()) {
         (Some(shape), Some(&workload)) => work::contend(&options, shape, workload),

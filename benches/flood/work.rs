@@ -4,20 +4,20 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use hdrhistogram::Histogram;
 use serde_json::json;
 use tokio::sync::mpsc;
 
 use crate::mesh::{self, Mesh};
 use crate::shapes::{self, Message};
-use crate::{Failure, Options, Shape, Workload, host};
+use crate::{Failure, Options, Shape, Work, Workload, host};
 
 /// What is on its way, and what has arrived.
 pub(crate) struct Board {
     makers: Vec<Maker>,
     receivers: usize,
-    verify: bool,
+    work: Work,
     deliveries: AtomicU64,
     bytes: AtomicU64,
     /// Artifacts that began before this are not in the histogram.
@@ -36,8 +36,8 @@ struct Slot {
 }
 
 impl Board {
-    pub(crate) fn verifies(&self) -> bool {
-        self.verify
+    pub(crate) fn work(&self) -> Work {
+        self.work
     }
 
     /// One receiver has the artifact.
@@ -76,7 +76,7 @@ pub(crate) fn contend(options: &Options, shape: Shape, workload: Workload) -> Re
         tokio::runtime::Builder::new_multi_thread().worker_threads(options.cores).enable_all().build()?;
     let (size, inflight) = (options.size_of(workload), options.inflight_of(workload));
     let nodes = usize::from(options.nodes);
-    let (board, free) = board(nodes, inflight, options.verify)?;
+    let (board, free) = board(nodes, inflight, options.work)?;
     let senders = runtime.block_on(async {
         let mesh = mesh::connect(nodes, options.mtu).await?;
         Ok::<_, Failure>(start(mesh, shape, &board))
@@ -106,7 +106,7 @@ pub(crate) fn contend(options: &Options, shape: Shape, workload: Workload) -> Re
 
 type Free = mpsc::UnboundedReceiver<u32>;
 
-fn board(nodes: usize, inflight: usize, verify: bool) -> Result<(Arc<Board>, Vec<Free>), Failure> {
+fn board(nodes: usize, inflight: usize, work: Work) -> Result<(Arc<Board>, Vec<Free>), Failure> {
     let mut free = Vec::new();
     let mut makers = Vec::new();
     for _ in 0..nodes {
@@ -121,7 +121,7 @@ fn board(nodes: usize, inflight: usize, verify: bool) -> Result<(Arc<Board>, Vec
     let board = Board {
         makers,
         receivers: nodes - 1,
-        verify,
+        work,
         deliveries: AtomicU64::new(0),
         bytes: AtomicU64::new(0),
         from: Mutex::new(None),
@@ -154,14 +154,56 @@ async fn make(
     senders: Vec<mpsc::Sender<Message>>,
     body: Bytes,
 ) {
+    let mut bodies = Bodies::new(&board, maker, body);
     while let Some(slot) = free.recv().await {
         board.begin(maker, slot, Instant::now());
+        let body = bodies.next(slot);
         for sender in &senders {
             let message = Message { maker: maker as u32, slot, body: body.clone() };
             if sender.send(message).await.is_err() {
                 return;
             }
         }
+    }
+}
+
+/// The bodies of one maker.
+struct Bodies {
+    work: Work,
+    template: Bytes,
+    /// By slot: what was sent from there last.
+    last: Vec<Bytes>,
+    made: u64,
+}
+
+impl Bodies {
+    fn new(board: &Board, maker: usize, template: Bytes) -> Bodies {
+        Bodies {
+            work: board.work,
+            template,
+            last: vec![Bytes::new(); board.makers[maker].slots.len()],
+            made: 0,
+        }
+    }
+
+    /// A new artifact, in the memory of the one before if quinn has let go of it.
+    fn next(&mut self, slot: u32) -> Bytes {
+        if self.work == Work::Discard {
+            return self.template.clone();
+        }
+        let last = std::mem::take(&mut self.last[slot as usize]);
+        let fresh = |last: Bytes| if last.is_empty() { Err(last) } else { last.try_into_mut() };
+        let mut body = fresh(last).unwrap_or_else(|_| BytesMut::from(self.template.clone()));
+        self.made += 1;
+        let stamp = self.made.to_le_bytes();
+        let len = stamp.len().min(body.len());
+        body[..len].copy_from_slice(&stamp[..len]);
+        let body = body.freeze();
+        if self.work == Work::Verify {
+            std::hint::black_box(blake3::hash(&body));
+        }
+        self.last[slot as usize] = body.clone();
+        body
     }
 }
 
@@ -177,6 +219,8 @@ fn pace(
     host::sleep_precisely();
     let begin = Instant::now();
     let every = Duration::from_secs_f64(1.0 / f64::from(rate));
+    let mut bodies: Vec<Bodies> =
+        (0..senders.len()).map(|maker| Bodies::new(board, maker, body.clone())).collect();
     for number in 0_u32.. {
         let due = begin + every * number;
         if due >= begin + run {
@@ -186,6 +230,7 @@ fn pace(
         let maker = number as usize % senders.len();
         let Some(slot) = free[maker].blocking_recv() else { return };
         board.begin(maker, slot, due);
+        let body = bodies[maker].next(slot);
         for sender in &senders[maker] {
             let message = Message { maker: maker as u32, slot, body: body.clone() };
             if sender.blocking_send(message).is_err() {

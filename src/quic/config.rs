@@ -6,13 +6,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use quinn_proto::congestion::CubicConfig;
 use quinn_proto::{
     ConnectionId, ConnectionIdGenerator, EndpointConfig, IdleTimeout, InvalidCid, MtuDiscoveryConfig,
     NoneTokenLog, NoneTokenStore, ServerConfig, TimeSource, TransportConfig, ValidationTokenConfig, VarInt,
 };
 use siphasher::sip::SipHasher13;
 
+use super::congestion::Congestion;
 use super::identity::Identity;
 use super::tls::Tls;
 use crate::types::{HashKind, Instant, Membership, NodeId, Rng, TopicId};
@@ -194,8 +194,7 @@ impl QuicConfig {
         probing.upper_bound(self.mtu_discovery_bound.unwrap_or(self.mtu).max(self.mtu));
         // Ten segments, as in TCP (RFC 6928): quinn's 14,720 bytes are fewer than one of the largest
         // datagrams, and with a window below one datagram nothing is ever sent.
-        let mut congestion = CubicConfig::default();
-        congestion.initial_window(10 * u64::from(self.mtu));
+        let congestion = Congestion::new(10 * u64::from(self.mtu));
         let mut transport = TransportConfig::default();
         transport
             .max_concurrent_uni_streams(self.uni_streams.into())

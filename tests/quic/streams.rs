@@ -113,6 +113,28 @@ fn pair(path: Path, change: impl Fn(&mut QuicConfig)) -> Net {
     net
 }
 
+/// How long two members 100 ms apart take for eight bodies of 1 MiB, when the dialled one starts so much later.
+fn time_after_start_of_the_other(late: Duration) -> Duration {
+    let (mut net, _) = mesh(Path { delay: 50 * SECOND / 1000, ..PERFECT }, 2);
+    let dialled = std::mem::replace(&mut net.nodes[1].machine, Machine::Off);
+    net.run_for(late);
+    net.nodes[1].machine = dialled;
+    net.run(3 * SECOND, |net| net.connected(0) == 1 && net.connected(1) == 1);
+    let begin = net.now;
+    for key in 0..8 {
+        send(&mut net, 0, 1, push(Class::Bulk, key, body(key, 1 << 20)));
+    }
+    net.run(60 * SECOND, |net| pushed(net, 1, 0).len() == 8);
+    net.now.saturating_since(begin)
+}
+
+#[test]
+fn a_member_that_started_late_is_sent_to_no_slower_for_it() {
+    let (at_once, late) = (Duration::ZERO, 100 * SECOND / 1000);
+    let (usual, after_loss) = (time_after_start_of_the_other(at_once), time_after_start_of_the_other(late));
+    assert!(after_loss <= usual * 5 / 4, "{usual:?} and {after_loss:?}");
+}
+
 #[test]
 fn a_batch_arrives_as_its_frames_in_order() {
     let (mut net, _) = connected(PERFECT, 2);

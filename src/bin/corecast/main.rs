@@ -12,13 +12,10 @@ mod subnet;
 use std::process::ExitCode;
 
 use cli::{Cli, Command};
-use subnet::terminal;
-
-/// Megabyte bodies come and go thousands of times a second; the system allocator returns them to the kernel each time.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+use subnet::{memory, terminal};
 
 fn main() -> ExitCode {
+    memory::keep_freed();
     let done = terminal::parse::<Cli>().and_then(|cli| match cli.map(|cli| cli.command) {
         None => Ok(()),
         Some(Command::Devnet(options)) => devnet::run(&options),

@@ -16,12 +16,8 @@ use subnet::cores::{self, CoreList};
 use subnet::fault::{Exit, Fault};
 use subnet::flow::{self, Edge, Flaws, Outcome, Times};
 use subnet::stop::Stop;
-use subnet::{loopback, terminal};
+use subnet::{loopback, memory, terminal};
 use workload::{Makers, Workload};
-
-/// Megabyte bodies come and go thousands of times a second; the system allocator returns them to the kernel each time.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Bytes of an artifact: the stamp that tells them apart, up to the most that a node takes.
 const SIZES: std::ops::RangeInclusive<i64> = flow::STAMP as i64..=64 << 20;
@@ -69,6 +65,7 @@ pub(crate) struct Options {
 }
 
 fn main() -> ExitCode {
+    memory::keep_freed();
     match terminal::parse::<Options>().and_then(|options| options.map_or(Ok(()), |options| measure(&options)))
     {
         Ok(()) => ExitCode::SUCCESS,

@@ -7,6 +7,7 @@ pub(crate) mod flow;
 pub(crate) mod hub;
 pub(crate) mod latency;
 pub(crate) mod loopback;
+pub(crate) mod memory;
 pub(crate) mod port;
 pub(crate) mod real;
 pub(crate) mod single;
