@@ -11,8 +11,10 @@
 //! come back at [`Engine::poll_timeout`]. Everything to be sent is built when it is pulled, from the tables as they are then, so
 //! what is aborted before costs nothing and a stalled peer costs bits.
 
+mod census;
 mod egress;
 mod ingress;
+mod standing;
 mod topic;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -23,12 +25,14 @@ use bytes::Bytes;
 
 use crate::config::{Limits, TopicConfig};
 use crate::metrics::EngineCounters;
-use crate::proto::{Fetch, FetchEffect, FetchLimits};
+use crate::proto::{Fault, Fetch, FetchEffect, FetchLimits, Score};
 use crate::types::{
     ArtifactId, Attribute, ConnectionNumber, IdMap, Instant, KeyedState, NodeId, PeerIndex, PerClass, Rng,
     StreamKey, TopicId, Verified,
 };
 use crate::wire::{CloseCode, Frame, Hello, Open, Resync};
+
+pub use census::{ArtifactState, Census};
 
 use topic::Topic;
 
@@ -182,11 +186,14 @@ pub struct Engine {
     topics: Vec<Topic>,
     links: Vec<Link>,
     fetch: Fetch,
-    /// Which topic and artifact each request of ours is for.
-    requests: BTreeMap<StreamKey, (TopicId, ArtifactId)>,
+    /// Whom each request of ours went to, and for what.
+    requests: BTreeMap<StreamKey, (PeerIndex, TopicId, ArtifactId)>,
     /// Streams that carry a body to a peer now, by artifact: what an abort resets.
     carried: IdMap<Vec<(PeerIndex, StreamKey)>>,
     fetch_effects: Vec<FetchEffect>,
+    score: Score,
+    /// Peers in poor standing, and when to look again.
+    poor: BTreeMap<PeerIndex, Instant>,
     next_push: u64,
     rng: Rng,
     counters: EngineCounters,
@@ -218,6 +225,8 @@ impl Engine {
             requests: BTreeMap::new(),
             carried: IdMap::with_hasher(KeyedState::new(&mut rng)),
             fetch_effects: Vec::new(),
+            score: Score::new(peers),
+            poor: BTreeMap::new(),
             next_push: 0,
             rng,
             counters: EngineCounters::default(),
@@ -278,11 +287,12 @@ impl Engine {
         for topic in &mut self.topics {
             topic.slots.handle_disconnected(peer);
         }
-        self.fetch.handle_disconnected(peer, now);
+        self.fetch.handle_disconnected(peer, now, &mut self.fetch_effects);
+        self.requests.retain(|_, (asked, ..)| *asked != peer);
         for (key, (topic, id)) in arriving {
             self.push_broken(peer, key, topic, id, now);
         }
-        self.drain_fetch_effects(fx);
+        self.drain_fetch_effects(now, fx);
     }
 
     /// Hands in a command of the replica.
@@ -315,18 +325,27 @@ impl Engine {
                 }
             }
         }
-        self.drain_fetch_effects(fx);
+        self.drain_fetch_effects(now, fx);
     }
 
     /// Hands in time. To be called when [`Engine::poll_timeout`] has passed.
     pub fn handle_timeout(&mut self, now: Instant, fx: &mut Effects) {
+        self.heal(now);
+        for index in 0..self.topics.len() {
+            if self.topics.get(index).and_then(Topic::next_yield).is_some_and(|at| at <= now) {
+                self.feed(index, now);
+            }
+        }
         self.fetch.handle_timeout(now, &mut self.fetch_effects);
-        self.drain_fetch_effects(fx);
+        self.drain_fetch_effects(now, fx);
     }
 
     /// When to call [`Engine::handle_timeout`], and what for.
     pub fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
-        self.fetch.poll_timeout()
+        let healing = self.next_healing().map(|at| (at, "standing heals"));
+        let yielding =
+            self.topics.iter().filter_map(Topic::next_yield).min().map(|at| (at, "a stuck fetch yields"));
+        self.fetch.poll_timeout().into_iter().chain(healing).chain(yielding).min()
     }
 
     /// The next event for a topic's consumer. To be called only when its queue has room.
@@ -373,14 +392,26 @@ impl Engine {
         }
     }
 
-    fn drain_fetch_effects(&mut self, fx: &mut Effects) {
-        for effect in self.fetch_effects.drain(..) {
-            match effect {
-                FetchEffect::Cancel { peer, key } => {
-                    self.requests.remove(&key);
-                    fx.push(Effect::Reset { peer, key });
+    fn drain_fetch_effects(&mut self, now: Instant, fx: &mut Effects) {
+        while !self.fetch_effects.is_empty() {
+            for effect in std::mem::take(&mut self.fetch_effects) {
+                match effect {
+                    FetchEffect::Cancel { peer, key } => {
+                        self.requests.remove(&key);
+                        fx.push(Effect::Reset { peer, key });
+                    }
+                    FetchEffect::Fault { peer, .. } => {
+                        self.counters.bodies_wrong += 1;
+                        self.blame(peer, Fault::WrongBytes, now);
+                    }
+                    FetchEffect::Silent { peer } => self.blame(peer, Fault::Silence, now),
+                    FetchEffect::Stuck { topic, id } => {
+                        let Some(index) = self.index_of(topic) else { continue };
+                        if let Some(topic) = self.topics.get_mut(index) {
+                            topic.stick(&id, now);
+                        }
+                    }
                 }
-                FetchEffect::Fault { .. } => self.counters.bodies_wrong += 1,
             }
         }
     }

@@ -69,6 +69,8 @@ pub mod quic;
 
 pub mod node;
 
+pub mod sim;
+
 pub use config::{Advert, Limits, Settings, TopicConfig, Verdict};
 pub use engine::{Artifact, Event};
 pub use node::{

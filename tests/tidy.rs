@@ -32,6 +32,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("proto", &["types", "wire", "sync", "metrics", "config"]),
     ("engine", &["types", "wire", "sync", "metrics", "config", "proto"]),
     ("quic", &["types", "wire", "metrics"]),
+    ("sim", &["types", "wire", "sync", "metrics", "config", "proto", "engine", "quic"]),
 ];
 
 /// Below the shell nothing reads a clock, draws randomness, opens a socket or a file, or sleeps.

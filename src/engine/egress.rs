@@ -43,7 +43,7 @@ impl Engine {
             }
             if let Some(request) = self.fetch.next_request(peer, class, now) {
                 let limit = request.size;
-                self.requests.insert(request.key, (request.topic, request.id));
+                self.requests.insert(request.key, (peer, request.topic, request.id));
                 self.counters.requests_sent += 1;
                 let (key, class) = (request.key, request.class);
                 let request = FetchRequest { topic: request.topic, id: request.id };

@@ -1,14 +1,14 @@
 //! What links and the replica bring: every event of an artifact's life, as a transition of its [`Stage`].
 
 use crate::config::{Advert, Verdict};
-use crate::proto::{Active, Heard, Origin, Outcome, ViewEffect};
+use crate::proto::{Active, Fault, Heard, Origin, Outcome, ViewEffect};
 use crate::types::{ArtifactId, Attribute, Class, Instant, PeerIndex, StreamKey, TopicId, Verified};
 use crate::wire::{
     Change, CloseCode, FetchRequest, Frame, Hello, Incoming, Open, PushHead, Refusal, Refused, Reply, Resync,
     Update,
 };
 
-use super::topic::{Entry, Stage, Topic};
+use super::topic::{Entry, Stage};
 use super::{Effect, Effects, Engine, resync_frame};
 
 /// What an advertiser says of an artifact, and how its body comes.
@@ -50,7 +50,15 @@ impl Engine {
                 self.push_broken(peer, key, head.topic, head.id, now);
             }
             Incoming::Request { key, request } => self.request(peer, key, request),
-            Incoming::Progress { key } => self.fetch.handle_progress(peer, key, now),
+            Incoming::Progress { key } => {
+                self.fetch.handle_progress(peer, key, now);
+                if let Some((_, topic, id)) = self.requests.get(&key).copied()
+                    && let Some(index) = self.index_of(topic)
+                    && let Some(topic) = self.topics.get_mut(index)
+                {
+                    topic.unstick(&id);
+                }
+            }
             Incoming::Reply { key, reply } => self.reply(peer, key, reply, now),
             Incoming::Sent { key, .. } => {
                 let id = self.links.get_mut(peer.index()).and_then(|link| link.carrying.remove(&key));
@@ -58,9 +66,12 @@ impl Engine {
                     self.forget_carried(&id, peer, key);
                 }
             }
-            Incoming::Fault(_) => self.counters.faults += 1,
+            Incoming::Fault(_) => {
+                self.counters.faults += 1;
+                self.blame(peer, Fault::Protocol, now);
+            }
         }
-        self.drain_fetch_effects(fx);
+        self.drain_fetch_effects(now, fx);
     }
 
     fn fault(&mut self, peer: PeerIndex, code: CloseCode, fx: &mut Effects) {
@@ -141,7 +152,7 @@ impl Engine {
         let connection = self.links.get(peer.index()).and_then(|link| link.connection);
         let (Some(topic), Some(connection)) = (self.topics.get_mut(index), connection) else { return false };
         if told.size > self.config.limits.artifact_bytes {
-            self.refuse(peer, Refused { reason: Refusal::ArtifactSize, ..place });
+            self.refuse(peer, Refused { reason: Refusal::ArtifactSize, ..place }, now);
             return false;
         }
         let mut heard = Vec::new();
@@ -152,7 +163,7 @@ impl Engine {
                 return false;
             }
             Heard::OverLimit => {
-                self.refuse(peer, place);
+                self.refuse(peer, place, now);
                 return false;
             }
         }
@@ -161,8 +172,9 @@ impl Engine {
         true
     }
 
-    fn refuse(&mut self, peer: PeerIndex, refused: Refused) {
+    fn refuse(&mut self, peer: PeerIndex, refused: Refused, now: Instant) {
         self.counters.updates_refused += 1;
+        self.blame(peer, Fault::OverLimit, now);
         let Some(link) = self.links.get_mut(peer.index()) else { return };
         if link.control.len() < Self::MAX_REFUSALS {
             link.control.push_back(Frame::Refused(refused));
@@ -225,6 +237,8 @@ impl Engine {
                 self.arrived(index, told.peer, body, now, fx);
             }
             (Some(Stage::Fetching | Stage::Starved), Coming::On(_)) => (),
+            // Its size may be smaller than was said before.
+            (Some(Stage::Starved), Coming::OnRequest) => self.feed(index, now),
             (Some(_), Coming::OnRequest) => (),
             (Some(_), Coming::Here(_)) => self.counters.bodies_unneeded += 1,
             (Some(_), Coming::On(key)) => {
@@ -243,7 +257,9 @@ impl Engine {
             return;
         };
         let Told { peer, id, size, attribute, relayed, body } = told;
-        let entry = |stage| Entry { stage, size, proven: false, attribute, relayed };
+        // What others said of its size still counts.
+        let known = topic.entry(&id).copied().unwrap_or(Entry::new(Stage::Later, size, attribute, relayed));
+        let entry = |stage| Entry { attribute, ..known.at(stage) };
         let verdict = topic.admission.judge(&Advert { topic: topic.id(), id, size, attribute, from });
         let before = topic.stage(&id);
         let stage = match (verdict, &body) {
@@ -271,9 +287,11 @@ impl Engine {
     }
 
     /// Starts to fetch starved artifacts, as many as have room.
-    fn feed(&mut self, index: usize, now: Instant) {
-        while let Some(id) = self.topics.get(index).and_then(Topic::next_fed) {
+    pub(super) fn feed(&mut self, index: usize, now: Instant) {
+        loop {
+            let fed = self.next_fed(index);
             let Some(topic) = self.topics.get_mut(index) else { return };
+            let Some(id) = fed else { if topic.yield_room(now) { continue } else { return } };
             topic.advance(&id, Stage::Fetching);
             // A relay's advert may overtake the maker's push.
             let pushed = topic.entry(&id).is_some_and(|entry| {
@@ -332,7 +350,7 @@ impl Engine {
             None => return,
             Some(Stage::Active) => {
                 if topic.slots.get(&id).is_some_and(|(_, active)| active.origin == Origin::Relay) {
-                    topic.tell_withdrawn(id);
+                    topic.tell_orphaned(id);
                 }
                 return;
             }
@@ -393,6 +411,7 @@ impl Engine {
         let Some(index) = self.index_of(head.topic) else { return };
         if body.id() != head.id {
             self.counters.bodies_wrong += 1;
+            self.blame(peer, Fault::WrongBytes, now);
             return self.push_broken(peer, key, head.topic, head.id, now);
         }
         self.counters.bodies_received += 1;
@@ -441,14 +460,19 @@ impl Engine {
     fn reply(&mut self, peer: PeerIndex, key: StreamKey, reply: Reply<Verified>, now: Instant) {
         let asked = self.requests.remove(&key);
         let outcome = match (&reply, asked) {
-            (Reply::Found(body), Some((_, id))) if body.id() == id => Outcome::Found,
+            (Reply::Found(body), Some((.., id))) if body.id() == id => Outcome::Found,
             (Reply::Found(_), _) => Outcome::WrongBytes,
             (Reply::NotFound, _) => Outcome::NotFound,
             (Reply::Busy, _) => Outcome::Busy,
             (Reply::Broken, _) => Outcome::Broken,
         };
+        if let (Outcome::NotFound | Outcome::Broken, Some(_)) = (outcome, asked) {
+            self.blame(peer, Fault::Unserved, now);
+        }
         self.fetch.handle_reply(peer, key, outcome, now, &mut self.fetch_effects);
-        let (Outcome::Found, Reply::Found(body), Some((topic, id))) = (outcome, reply, asked) else { return };
+        let (Outcome::Found, Reply::Found(body), Some((_, topic, id))) = (outcome, reply, asked) else {
+            return;
+        };
         let Some(index) = self.index_of(topic) else { return };
         self.counters.bodies_received += 1;
         self.counters.body_bytes_received += body.bytes().len() as u64;
@@ -490,7 +514,7 @@ impl Engine {
             topic.pool.remove(&id);
             return fx.push(refused);
         }
-        topic.enter(id, Entry { stage: Stage::Active, size, proven: true, attribute, relayed: false });
+        topic.enter(id, Entry { proven: true, ..Entry::new(Stage::Active, size, attribute, false) });
         self.counters.broadcasts += 1;
         self.feed(index, now);
     }

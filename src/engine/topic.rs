@@ -1,13 +1,16 @@
 //! One topic in one lane: its tables, and where each of its artifacts stands.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::mem;
+use std::time::Duration;
 
 use crate::config::TopicConfig;
 use crate::proto::{
     self, Admission, Origin, Pool, PoolLimits, Promotion, SlotLimits, Slots, View, ViewLimits,
 };
-use crate::types::{ArtifactId, Attribute, IdMap, KeyedState, NodeId, PeerIndex, Rng, StreamKey, TopicId};
+use crate::types::{
+    ArtifactId, Attribute, IdMap, Instant, KeyedState, NodeId, PeerIndex, Rng, StreamKey, TopicId,
+};
 
 use super::{Artifact, Event};
 
@@ -48,15 +51,31 @@ pub(super) struct Entry {
     /// Whether its body was seen.
     pub(super) proven: bool,
     pub(super) attribute: Attribute,
+    /// Its place among the starved.
+    pub(super) ticket: u64,
+    /// Since when nobody serves it: when it yields its room.
+    pub(super) yields_at: Option<Instant>,
+    /// It has: nothing is set aside for it.
+    pub(super) yielded: bool,
     /// Whether every advert so far was a relay's.
     pub(super) relayed: bool,
 }
 
 impl Entry {
+    /// Of an artifact of which somebody has told.
+    pub(super) fn new(stage: Stage, size: u32, attribute: Attribute, relayed: bool) -> Entry {
+        Entry { stage, size, proven: false, attribute, ticket: 0, yields_at: None, yielded: false, relayed }
+    }
+
+    /// The same at another stage, with nothing of the one before.
+    pub(super) fn at(self, stage: Stage) -> Entry {
+        Entry { stage, ticket: 0, yields_at: None, yielded: false, ..self }
+    }
+
     /// Bytes set aside for its body, which is on its way.
     fn reserved(&self) -> u64 {
         match self.stage {
-            Stage::Fetching | Stage::Arriving { .. } => u64::from(self.size),
+            Stage::Fetching | Stage::Arriving { .. } if !self.yielded => u64::from(self.size),
             _ => 0,
         }
     }
@@ -66,6 +85,8 @@ impl Entry {
 enum Telling {
     Delivered(ArtifactId),
     Withdrawn(ArtifactId),
+    /// Of a relay: told only if it still is one, and still nobody else names it.
+    Orphaned(ArtifactId),
 }
 
 /// See the module.
@@ -76,8 +97,11 @@ pub(super) struct Topic {
     pub(super) pool: Pool,
     pub(super) admission: Admission,
     ledger: IdMap<Entry>,
-    /// Wanted artifacts without room; taken up again when bodies go.
-    starved: BTreeSet<ArtifactId>,
+    /// Wanted artifacts without room, by ticket; taken up again, the first first, when bodies go.
+    starved: BTreeMap<u64, ArtifactId>,
+    tickets: u64,
+    /// Artifacts being fetched that nobody serves, by when they yield their room to the starved.
+    stuck: BTreeSet<(Instant, ArtifactId)>,
     /// Bytes set aside for bodies that are on their way.
     reserved: u64,
     /// Bytes of active bodies that are relays.
@@ -87,6 +111,11 @@ pub(super) struct Topic {
 }
 
 impl Topic {
+    /// Starved artifacts among which is chosen.
+    const CHOICE: usize = 64;
+    /// How long a body that nobody serves keeps its room from others: longer than any silence of an honest peer that is slow.
+    const PATIENCE: Duration = Duration::from_secs(1);
+
     pub(super) fn new(config: TopicConfig, peers: usize, rng: &mut Rng) -> Topic {
         let slot_limits = SlotLimits {
             capacity: config.slots,
@@ -103,7 +132,9 @@ impl Topic {
             pool: Pool::new(pool_limits, rng),
             admission: Admission::new(config.filter.clone()),
             ledger: IdMap::with_hasher(KeyedState::new(rng)),
-            starved: BTreeSet::new(),
+            starved: BTreeMap::new(),
+            tickets: 0,
+            stuck: BTreeSet::new(),
             reserved: 0,
             relay_bytes: 0,
             tellings: VecDeque::new(),
@@ -140,16 +171,27 @@ impl Topic {
         let Some(entry) = self.ledger.get_mut(id) else { return };
         let before = entry.reserved();
         let old = mem::replace(&mut entry.stage, stage);
+        entry.yielded = false;
+        let yields_at = entry.yields_at.take();
         self.reserved = self.reserved - before + entry.reserved();
         if old == Stage::Starved {
-            self.starved.remove(id);
+            self.starved.remove(&entry.ticket);
+        }
+        if let Some(at) = yields_at {
+            self.stuck.remove(&(at, *id));
         }
         self.entered(*id, stage);
     }
 
     fn entered(&mut self, id: ArtifactId, stage: Stage) {
         match stage {
-            Stage::Starved => drop(self.starved.insert(id)),
+            Stage::Starved => {
+                self.tickets += 1;
+                self.starved.insert(self.tickets, id);
+                if let Some(entry) = self.ledger.get_mut(&id) {
+                    entry.ticket = self.tickets;
+                }
+            }
             Stage::Ready => self.tell(Telling::Delivered(id)),
             _ => (),
         }
@@ -159,7 +201,12 @@ impl Topic {
     pub(super) fn leave(&mut self, id: &ArtifactId) -> Option<Entry> {
         let entry = self.ledger.remove(id)?;
         self.reserved -= entry.reserved();
-        self.starved.remove(id);
+        if entry.stage == Stage::Starved {
+            self.starved.remove(&entry.ticket);
+        }
+        if let Some(at) = entry.yields_at {
+            self.stuck.remove(&(at, *id));
+        }
         Some(entry)
     }
 
@@ -188,16 +235,26 @@ impl Topic {
         self.tell(Telling::Withdrawn(id));
     }
 
+    /// Tells the replica that nobody else names an artifact that it relays.
+    pub(super) fn tell_orphaned(&mut self, id: ArtifactId) {
+        self.tell(Telling::Orphaned(id));
+    }
+
+    fn is_orphaned(&self, id: &ArtifactId) -> bool {
+        let relayed = self.slots.get(id).is_some_and(|(_, active)| active.origin == Origin::Relay);
+        relayed && !self.view.is_advertised(id)
+    }
+
     fn tell(&mut self, telling: Telling) {
         // Artifacts that come and go while the consumer is away leave skipped entries; more than half are never kept.
         if self.tellings.len() > 64 + 2 * self.ledger.len() {
-            let (ledger, mut seen) = (&self.ledger, BTreeSet::new());
-            self.tellings.retain(|telling| match telling {
-                Telling::Delivered(id) => {
-                    ledger.get(id).is_some_and(|entry| entry.stage == Stage::Ready) && seen.insert(*id)
-                }
+            let (mut tellings, mut seen) = (mem::take(&mut self.tellings), BTreeSet::new());
+            tellings.retain(|telling| match telling {
+                Telling::Delivered(id) => self.stage(id) == Some(Stage::Ready) && seen.insert(*id),
                 Telling::Withdrawn(_) => true,
+                Telling::Orphaned(id) => self.is_orphaned(id) && seen.insert(*id),
             });
+            self.tellings = tellings;
         }
         self.tellings.push_back(telling);
     }
@@ -233,10 +290,65 @@ impl Topic {
         }
     }
 
-    /// The first starved artifact whose body now has room.
-    pub(super) fn next_fed(&self) -> Option<ArtifactId> {
-        let id = self.starved.first()?;
-        self.has_room(self.ledger.get(id)?.size).then_some(*id)
+    /// Starved artifacts whose bodies have room now, the first first, among the first few.
+    pub(super) fn fitting(&self) -> impl Iterator<Item = ArtifactId> {
+        let fits = |id: &&ArtifactId| self.ledger.get(*id).is_some_and(|entry| self.has_room(entry.size));
+        self.starved.values().take(Self::CHOICE).filter(fits).copied()
+    }
+
+    /// Nobody serves an artifact that is being fetched, as of `now`.
+    pub(super) fn stick(&mut self, id: &ArtifactId, now: Instant) {
+        if let Some(entry) = self.ledger.get_mut(id)
+            && entry.stage == Stage::Fetching
+            && !entry.yielded
+            && entry.yields_at.is_none()
+        {
+            let at = now + Self::PATIENCE;
+            entry.yields_at = Some(at);
+            self.stuck.insert((at, *id));
+        }
+    }
+
+    /// Somebody serves it.
+    pub(super) fn unstick(&mut self, id: &ArtifactId) {
+        if let Some(at) = self.ledger.get_mut(id).and_then(|entry| entry.yields_at.take()) {
+            self.stuck.remove(&(at, *id));
+        }
+    }
+
+    /// When something that is stuck yields to something that starves.
+    pub(super) fn next_yield(&self) -> Option<Instant> {
+        let (at, _) = self.stuck.first().filter(|_| !self.starved.is_empty())?;
+        Some(*at)
+    }
+
+    /// Frees what is set aside for a body that nobody has served for long enough, if somebody starves; whether it did.
+    pub(super) fn yield_room(&mut self, now: Instant) -> bool {
+        if self.next_yield().is_none_or(|at| at > now) {
+            return false;
+        }
+        let Some((_, id)) = self.stuck.pop_first() else { return false };
+        if let Some(entry) = self.ledger.get_mut(&id) {
+            self.reserved -= entry.reserved();
+            entry.yielded = true;
+            entry.yields_at = None;
+        }
+        true
+    }
+
+    /// Artifacts of which something is known.
+    pub(super) fn artifacts(&self) -> usize {
+        self.ledger.len()
+    }
+
+    /// Events that wait for the replica, skipped ones included.
+    pub(super) fn tellings(&self) -> usize {
+        self.tellings.len()
+    }
+
+    /// Bytes set aside for bodies that are on their way.
+    pub(super) fn reserved(&self) -> u64 {
+        self.reserved
     }
 
     pub(super) fn has_events(&self) -> bool {
@@ -255,7 +367,8 @@ impl Topic {
                     let artifact = Artifact { topic: self.config.id, id, attribute, bytes };
                     return Some(Event::Delivered { artifact, from });
                 }
-                Telling::Delivered(_) => (),
+                Telling::Orphaned(id) if self.is_orphaned(&id) => return Some(Event::Withdrawn { id }),
+                Telling::Delivered(_) | Telling::Orphaned(_) => (),
             }
         }
     }

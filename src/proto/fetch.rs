@@ -97,6 +97,19 @@ pub enum FetchEffect {
         /// The artifact.
         id: ArtifactId,
     },
+    /// The peer let a request wait for too long.
+    Silent {
+        /// Who.
+        peer: PeerIndex,
+    },
+    /// Nobody serves this one now: whoever was asked is silent, or could not. It goes on, but what was set aside
+    /// for it may be put to better use.
+    Stuck {
+        /// The topic.
+        topic: TopicId,
+        /// The artifact.
+        id: ArtifactId,
+    },
 }
 
 /// The fetches of one lane, over all topics.
@@ -245,7 +258,7 @@ impl Fetch {
     }
 
     /// `peer` cannot be asked: requests in flight to it are lost, and go on elsewhere.
-    pub fn handle_disconnected(&mut self, peer: PeerIndex, now: Instant) {
+    pub fn handle_disconnected(&mut self, peer: PeerIndex, now: Instant, fx: &mut Vec<FetchEffect>) {
         self.tick(now);
         let Some(state) = self.peers.get_mut(peer.index()) else { return };
         state.connected = false;
@@ -256,6 +269,7 @@ impl Fetch {
         let lost: Vec<_> = state.flights.iter().map(|(key, slot)| (*key, *slot)).collect();
         for (key, slot) in lost {
             self.end_flight(slot, key, State::Fresh);
+            self.report_stuck(slot, fx);
             self.settle(slot);
         }
     }
@@ -272,8 +286,12 @@ impl Fetch {
         self.tick(now);
         let Some(state) = self.peers.get_mut(peer.index()) else { return };
         let Some(&slot) = state.flights.get(&key) else { return };
-        let Some(flight) = self.tasks[slot].flight_mut(key) else { return };
-        flight.blamed = false;
+        let task = &mut self.tasks[slot];
+        let class = task.class;
+        let Some(flight) = task.flight_mut(key) else { return };
+        if std::mem::take(&mut flight.blamed) {
+            self.lane[class].add(flight.size);
+        }
         if flight.heard_at.replace(now).is_none() {
             state.latency.observe(now.saturating_since(flight.asked_at));
             // From here on patience follows what was just measured; later progress only moves the deadline
@@ -323,6 +341,7 @@ impl Fetch {
                 self.end_flight(slot, key, State::Fresh);
             }
         }
+        self.report_stuck(slot, fx);
         self.settle(slot);
         Some((topic, id))
     }
@@ -501,7 +520,7 @@ impl Fetch {
     fn end_flight(&mut self, slot: usize, key: StreamKey, state: State) {
         let task = &mut self.tasks[slot];
         let Some(at) = task.flights.iter().position(|flight| flight.key == key) else { return };
-        let Flight { peer, size, .. } = task.flights.remove(at);
+        let Flight { peer, size, blamed, .. } = task.flights.remove(at);
         if let Some(at) = task.at(peer) {
             task.advertisers[at].state = state;
         }
@@ -511,7 +530,17 @@ impl Fetch {
         let peer = &mut self.peers[peer.index()];
         peer.flights.remove(&key);
         peer.load[task.class].subtract(size);
-        self.lane[task.class].subtract(size);
+        if !blamed {
+            self.lane[task.class].subtract(size);
+        }
+    }
+
+    /// Tells when nobody serves a task any more.
+    fn report_stuck(&self, slot: usize, fx: &mut Vec<FetchEffect>) {
+        let task = &self.tasks[slot];
+        if task.flights.iter().all(|flight| flight.blamed) {
+            fx.push(FetchEffect::Stuck { topic: task.topic, id: task.id });
+        }
     }
 
     fn end_task(&mut self, slot: usize, fx: &mut Vec<FetchEffect>) {
@@ -583,7 +612,10 @@ impl Fetch {
         let waits = task.open.is_none() && !task.flights.is_empty();
         if waits && task.is_overdue(self.now, &self.peers, &self.limits) {
             for flight in task.flights.iter_mut().filter(|flight| !flight.blamed) {
+                // The lane's bytes are for those who answer.
                 flight.blamed = true;
+                self.lane[task.class].subtract(flight.size);
+                fx.push(FetchEffect::Silent { peer: flight.peer });
                 let waited = self.now.saturating_since(flight.heard_at.unwrap_or(flight.asked_at));
                 self.peers[flight.peer.index()].latency.observe_silence(waited);
             }
@@ -598,6 +630,7 @@ impl Fetch {
             if task.flights.len() < task::MAX_FLIGHTS {
                 task.open = Some(self.now);
             }
+            self.report_stuck(slot, fx);
         }
         self.settle(slot);
     }

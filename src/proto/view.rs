@@ -200,6 +200,12 @@ impl View {
         self.by_id.get(id).into_iter().flatten().map(|holder| holder.peer)
     }
 
+    /// What `peer` names, slot by slot.
+    pub fn named_by(&self, peer: PeerIndex) -> impl Iterator<Item = ArtifactId> {
+        let pages = self.tables.get(peer.index()).into_iter().flat_map(|table| &table.pages);
+        pages.flatten().flat_map(|page| page.iter().flatten()).filter_map(|entry| entry.id)
+    }
+
     /// Whether anybody names `id`.
     pub fn is_advertised(&self, id: &ArtifactId) -> bool {
         self.by_id.contains_key(id)

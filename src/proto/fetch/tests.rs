@@ -90,8 +90,11 @@ impl World {
         self.reply(peer, request, Outcome::Found, now + Duration::from_millis(ms));
     }
 
+    /// What the caller has to do, but for word of who serves and who does not.
     fn effects(&mut self) -> Vec<FetchEffect> {
-        std::mem::take(&mut self.fx)
+        let mut effects = std::mem::take(&mut self.fx);
+        effects.retain(|effect| matches!(effect, FetchEffect::Cancel { .. } | FetchEffect::Fault { .. }));
+        effects
     }
 
     /// The books agree with one another.
@@ -105,10 +108,14 @@ impl World {
                     (task, task.flights.iter().find(|flight| flight.key == *key).expect("in both books"))
                 });
                 let mut load = Load::default();
-                flights.filter(|(task, _)| task.class == class).for_each(|(_, flight)| load.add(flight.size));
+                for (_, flight) in flights.filter(|(task, _)| task.class == class) {
+                    load.add(flight.size);
+                    // The lane's bytes are for those who answer.
+                    if !flight.blamed {
+                        lane.add(flight.size);
+                    }
+                }
                 assert_eq!(peer.load[class], load);
-                lane.requests += load.requests;
-                lane.bytes += load.bytes;
                 let tickets = &peer.queues[class].tickets;
                 assert!(peer.queues[class].stale <= tickets.len());
             }
@@ -290,7 +297,7 @@ fn requests_of_a_lost_connection_go_on_elsewhere_and_come_back_with_it() {
     world.want(2, Class::High, SIZE, &[A], at(0));
     assert_eq!(world.next_byte(A, at(0)), Some(1));
     assert_eq!(world.next_byte(A, at(0)), Some(2));
-    world.fetch.handle_disconnected(A, at(1));
+    world.fetch.handle_disconnected(A, at(1), &mut world.fx);
     world.check();
     assert!(!world.fetch.has_requests(A));
     assert!(world.next(A, at(1)).is_none());
@@ -514,7 +521,7 @@ fn every_wanted_artifact_is_fetched_from_an_honest_peer_among_hostile_ones() {
             let peer = PeerIndex(rng.below(3) as u16);
             match rng.below(60) {
                 0 if step < 2000 => {
-                    world.fetch.handle_disconnected(peer, now);
+                    world.fetch.handle_disconnected(peer, now, &mut world.fx);
                     flying.retain(|(to, _)| *to != peer);
                 }
                 1 if step < 2000 => {

@@ -1,0 +1,119 @@
+//! What an engine holds at this moment, for whoever watches over its promises: tests, the simulator, an operator.
+
+use std::collections::BTreeSet;
+
+use crate::types::{ArtifactId, PeerIndex, TopicId};
+
+use super::topic::{Stage, Topic};
+use super::{Engine, Link};
+
+/// Where an artifact stands, as seen from outside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ArtifactState {
+    /// Its body is on its way, or waits for room.
+    Wanted,
+    /// The filter wants it later.
+    Later,
+    /// The filter does not want it.
+    Discarded,
+    /// Its body is here; the replica has not been told.
+    Ready,
+    /// The replica has it.
+    Delivered,
+    /// The replica is done with it.
+    Released,
+    /// Broadcast or relayed from here.
+    Active,
+}
+
+/// How many things an engine holds. After everything was aborted, released and settled, all are 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Census {
+    /// Artifacts of which something is known.
+    pub artifacts: usize,
+    /// Artifacts that some peer names.
+    pub named: usize,
+    /// Events that wait for the replica, and traces of withdrawn ones.
+    pub tellings: usize,
+    /// Adverts that wait for the filter to change.
+    pub later: usize,
+    /// Bodies being fetched.
+    pub fetches: usize,
+    /// Requests on their way.
+    pub requests: usize,
+    /// Requests of peers that wait for an answer.
+    pub replies: usize,
+    /// Bodies being sent on streams of their own.
+    pub carried: usize,
+    /// Bodies being received on streams of their own.
+    pub arriving: usize,
+    /// Frames that precede everything else.
+    pub control: usize,
+    /// Slots of which some connected peer must still hear.
+    pub backlog: usize,
+    /// Bytes set aside for bodies that are on their way.
+    pub reserved_bytes: u64,
+    /// Bytes of bodies: active, and received.
+    pub body_bytes: u64,
+}
+
+impl Engine {
+    /// Counts what is held.
+    pub fn census(&self) -> Census {
+        let mut census =
+            Census { requests: self.requests.len(), fetches: self.fetch.len(), ..Census::default() };
+        for topic in &self.topics {
+            let (active, received) = topic.pool_bytes();
+            census.artifacts += topic.artifacts();
+            census.named += topic.view.artifacts();
+            census.tellings += topic.tellings();
+            census.later += topic.admission.len();
+            census.reserved_bytes += topic.reserved();
+            census.body_bytes += active + received;
+            let backlog = |peer: usize| topic.slots.backlog(PeerIndex(peer as u16));
+            census.backlog += (0..self.links.len()).map(backlog).sum::<usize>();
+        }
+        for link in &self.links {
+            let Link { control, replies, carrying, arriving, .. } = link;
+            census.control += control.len();
+            census.replies += replies.0.iter().map(|queue| queue.len()).sum::<usize>();
+            census.carried += carrying.len();
+            census.arriving += arriving.len();
+        }
+        census
+    }
+
+    /// Where an artifact stands; `None` when nothing is known of it.
+    pub fn state_of(&self, topic: TopicId, id: &ArtifactId) -> Option<ArtifactState> {
+        Some(match self.topic(topic)?.stage(id)? {
+            Stage::Fetching | Stage::Arriving { .. } | Stage::Starved => ArtifactState::Wanted,
+            Stage::Later => ArtifactState::Later,
+            Stage::Discarded => ArtifactState::Discarded,
+            Stage::Ready => ArtifactState::Ready,
+            Stage::Delivered => ArtifactState::Delivered,
+            Stage::Released => ArtifactState::Released,
+            Stage::Active => ArtifactState::Active,
+        })
+    }
+
+    /// What is broadcast or relayed from here.
+    pub fn active(&self, topic: TopicId) -> BTreeSet<ArtifactId> {
+        self.topic(topic)
+            .map(|topic| topic.slots.iter().map(|(_, active)| active.id).collect())
+            .unwrap_or_default()
+    }
+
+    /// What `peer` names in its slots, as far as it is known here.
+    pub fn named_by(&self, topic: TopicId, peer: PeerIndex) -> BTreeSet<ArtifactId> {
+        self.topic(topic).map(|topic| topic.view.named_by(peer).collect()).unwrap_or_default()
+    }
+
+    /// Whether any peer names an artifact.
+    pub fn is_named(&self, topic: TopicId, id: &ArtifactId) -> bool {
+        self.topic(topic).is_some_and(|topic| topic.view.is_advertised(id))
+    }
+
+    fn topic(&self, topic: TopicId) -> Option<&Topic> {
+        self.topics.get(self.index_of(topic)?)
+    }
+}

@@ -1,0 +1,196 @@
+//! A hostile member: no engine, no tables, only lies. What it says is well-formed, for the transport closes on anything else.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+
+use super::member::topic_id;
+use super::options::Options;
+use crate::types::{ArtifactId, Attribute, Class, RegistryVersion, Rng, Slot, StreamKey, TopicId, Version};
+use crate::wire::{
+    BatchBuilder, BatchReader, Change, FetchRequest, Frame, Hello, Open, Outgoing, PushHead, Refusal,
+    Refused, Reply, Resync, Update,
+};
+
+/// See the module.
+pub(super) struct Hostile {
+    rng: Rng,
+    boot: u64,
+    topics: usize,
+    slots: u32,
+    largest: u64,
+    /// What it has heard of, with the body where it has it.
+    heard: BTreeMap<(TopicId, ArtifactId), Option<Bytes>>,
+    keys: u64,
+}
+
+/// What it does with a request.
+pub(super) enum Answer {
+    Reply(Reply<Bytes>),
+    Silence,
+}
+
+impl Hostile {
+    pub(super) fn new(options: &Options, boot: u64) -> Hostile {
+        let slots = options.topics.iter().map(|topic| topic.slots).max().unwrap_or(1);
+        let largest = options.topics.iter().map(|topic| topic.largest).max().unwrap_or(8);
+        let rng = Rng::new(options.seed ^ boot.rotate_left(17));
+        Hostile { rng, boot, topics: options.topics.len(), slots, largest, heard: BTreeMap::new(), keys: 0 }
+    }
+
+    /// What it says first.
+    pub(super) fn greet(&mut self) -> Outgoing {
+        let mut batch = BatchBuilder::new(256);
+        let hello = Hello {
+            subnet: [7; 32],
+            lanes: 1,
+            lane: 0,
+            registry: RegistryVersion(self.rng.next_u64()),
+            boot: self.boot,
+        };
+        batch.push(&Frame::Hello(hello));
+        for topic in (0..self.topics).map(topic_id) {
+            batch.push(&Frame::Open(Open { topic, slots: u32::MAX, artifact_bytes: u32::MAX }));
+            if self.rng.one_in(2) {
+                batch.push(&self.resync(topic));
+            }
+        }
+        Outgoing::Batch { class: Class::Critical, bytes: batch.finish() }
+    }
+
+    /// Learns from what it is told.
+    pub(super) fn hear(&mut self, batch: &Bytes) {
+        let (mut reader, mut frames) = (BatchReader::default(), Vec::new());
+        if reader.read(batch.get(1..).unwrap_or_default(), &mut frames).is_err() {
+            return;
+        }
+        for frame in frames {
+            match frame {
+                Frame::Update(Update { topic, change: Change::Advert { id, .. }, .. }) => {
+                    self.heard.entry((topic, id)).or_default();
+                }
+                Frame::Update(Update { topic, change: Change::Push { body, .. }, .. }) => {
+                    let id = crate::types::HashKind::Blake3.id(&body);
+                    self.heard.insert((topic, id), Some(body));
+                }
+                _ => (),
+            }
+        }
+    }
+
+    /// Something to say to somebody.
+    pub(super) fn lie(&mut self) -> Outgoing {
+        let topic = topic_id(self.rng.below(self.topics as u64 + 1) as usize);
+        match self.rng.below(12) {
+            0 => self.push(topic),
+            1 => self.ask(topic),
+            _ => {
+                let mut batch = BatchBuilder::new(256);
+                for _ in 0..1 + self.rng.below(4) {
+                    let frame = self.frame(topic);
+                    batch.push(&frame);
+                }
+                Outgoing::Batch { class: Class::High, bytes: batch.finish() }
+            }
+        }
+    }
+
+    /// What it does with a request.
+    pub(super) fn answer(&mut self, request: &FetchRequest, options: &Options) -> Answer {
+        let draw = self.rng.below(100);
+        let body = self.heard.get(&(request.topic, request.id)).cloned().flatten();
+        match () {
+            () if draw < options.lies.silent_percent => Answer::Silence,
+            () if draw < options.lies.silent_percent + options.lies.wrong_percent => {
+                let body = self.noise();
+                Answer::Reply(Reply::Found(body))
+            }
+            () => Answer::Reply(match (self.rng.below(4), body) {
+                (0, _) => Reply::Busy,
+                (1, _) | (_, None) => Reply::NotFound,
+                (_, Some(body)) => Reply::Found(body),
+            }),
+        }
+    }
+
+    fn frame(&mut self, topic: TopicId) -> Frame {
+        let (slot, version) = (self.slot(), self.version());
+        let change = match self.rng.below(10) {
+            0 => Change::Clear,
+            1 => {
+                let body = self.noise();
+                Change::Push { attribute: Attribute::EMPTY, body: body.slice(..body.len().min(2_000)) }
+            }
+            2 => return self.resync(topic),
+            3 => {
+                let reason = if self.rng.one_in(2) { Refusal::SlotLimit } else { Refusal::ArtifactSize };
+                return Frame::Refused(Refused { topic, slot, version, reason });
+            }
+            4 => {
+                return Frame::Open(Open { topic, slots: self.rng.below(1 << 20) as u32, artifact_bytes: 1 });
+            }
+            _ => {
+                let id = self.id(topic);
+                let size = if self.rng.one_in(3) {
+                    self.rng.next_u64() as u32
+                } else {
+                    self.rng.below(self.largest) as u32
+                };
+                Change::Advert { id, size, relayed: self.rng.one_in(2), attribute: Attribute::EMPTY }
+            }
+        };
+        Frame::Update(Update { topic, slot, version, change })
+    }
+
+    fn push(&mut self, topic: TopicId) -> Outgoing {
+        let (slot, version, id, body) = (self.slot(), self.version(), self.id(topic), self.noise());
+        let head =
+            PushHead { topic, slot, version, id, size: body.len() as u32, attribute: Attribute::EMPTY };
+        self.keys += 1;
+        Outgoing::Push { class: Class::High, key: StreamKey(self.keys), head: head.encode(), body }
+    }
+
+    fn ask(&mut self, topic: TopicId) -> Outgoing {
+        self.keys += 1;
+        let request = FetchRequest { topic, id: self.id(topic) };
+        Outgoing::Fetch { class: Class::High, key: StreamKey(self.keys), request, limit: 1 << 20 }
+    }
+
+    fn resync(&mut self, topic: TopicId) -> Frame {
+        let mut occupied = vec![0; self.rng.below(20) as usize];
+        self.rng.fill(&mut occupied);
+        Frame::Resync(Resync { topic, version: self.version(), occupied: occupied.into() })
+    }
+
+    /// One that it has heard of, or made up.
+    fn id(&mut self, topic: TopicId) -> ArtifactId {
+        let at = self.rng.below(self.heard.len() as u64 + 1) as usize;
+        match self.heard.keys().nth(at) {
+            Some((of, id)) if *of == topic || self.rng.one_in(4) => *id,
+            _ => {
+                let mut id = [0; 32];
+                self.rng.fill(&mut id);
+                ArtifactId(id)
+            }
+        }
+    }
+
+    fn slot(&mut self) -> Slot {
+        let most = if self.rng.one_in(10) { 1 << 20 } else { u64::from(self.slots) + 1 };
+        Slot(self.rng.below(most) as u32)
+    }
+
+    fn version(&mut self) -> Version {
+        Version(match self.rng.below(4) {
+            0 => self.rng.next_u64(),
+            1 => u64::MAX - self.rng.below(3),
+            _ => self.rng.below(1_000),
+        })
+    }
+
+    fn noise(&mut self) -> Bytes {
+        let mut body = vec![0; 1 + self.rng.below(self.largest.max(2)) as usize];
+        self.rng.fill(&mut body);
+        body.into()
+    }
+}

@@ -1,0 +1,258 @@
+//! An honest member: the engine, and a replica that broadcasts, aborts, validates and releases.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use super::options::{Options, TopicOptions};
+use crate::config::{Granted, Limits, Settings, TopicConfig, Verdict};
+use crate::engine::{ArtifactState, Command, Effect, Effects, Engine, EngineConfig, Event};
+use crate::types::{
+    ArtifactId, Attribute, ConnectionNumber, Instant, NodeId, PeerIndex, RegistryVersion, TopicId, Verified,
+};
+use crate::wire::Hello;
+
+/// What the replica has been told of an artifact, and made of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Known {
+    /// Delivered, and not decided about.
+    Held,
+    /// Validated.
+    Relayed,
+    /// Released; somebody may still name it.
+    Released,
+    /// Released after the engine had let go of it: `Withdrawn` is on its way.
+    Leaving,
+}
+
+/// What a topic's handle counts.
+#[derive(Debug, Default, Clone, Copy)]
+struct Reserved {
+    slots: u32,
+    bytes: u64,
+}
+
+/// See the module.
+pub(super) struct Member {
+    pub(super) engine: Engine,
+    pub(super) paused_until: Instant,
+    pub(super) stalled_until: Instant,
+    /// When a timer is due, as the world knows.
+    pub(super) timer_at: Option<Instant>,
+    /// What it broadcasts itself.
+    pub(super) own: BTreeSet<(TopicId, ArtifactId)>,
+    pub(super) known: BTreeMap<(TopicId, ArtifactId), Known>,
+    /// What the replica has had since the start. Others who still have it need not tell: it was let go of on purpose.
+    pub(super) had: BTreeSet<(TopicId, ArtifactId)>,
+    /// Broadcasts and relays that the engine has not given back.
+    reserved: BTreeMap<TopicId, Reserved>,
+    generation: Arc<AtomicU64>,
+    connections: u64,
+    index: usize,
+    topics: usize,
+}
+
+/// The filter's verdict, which every member shares: a later one comes with the generation.
+pub(super) fn verdict(topic: &TopicOptions, id: &ArtifactId, generation: u64) -> Verdict {
+    let draw = u64::from(id.0[7]) * 100 / 256;
+    match () {
+        () if draw < topic.discard_percent => Verdict::Discard,
+        () if draw < topic.discard_percent + topic.later_percent
+            && (u64::from(id.0[8]) % 4) >= generation =>
+        {
+            Verdict::Later
+        }
+        () => Verdict::Want,
+    }
+}
+
+/// The number of a topic.
+pub(super) fn topic_id(index: usize) -> TopicId {
+    TopicId(index as u16 + 1)
+}
+
+/// The id of a member.
+pub(super) fn node_id(index: usize) -> NodeId {
+    NodeId([index as u8 + 1; 32])
+}
+
+impl Member {
+    /// A fresh start, without memory.
+    pub(super) fn new(options: &Options, index: usize, boot: u64, generation: u64) -> Member {
+        let members = options.members;
+        let hello = Hello { subnet: [7; 32], lanes: 1, lane: 0, registry: RegistryVersion(1), boot };
+        let settings = Settings { artifact_bytes: 128 << 10, ..Settings::default() };
+        let granted = Granted { receive: 1 << 20, send: 1 << 20 };
+        let mut engine = Engine::new(EngineConfig {
+            hello,
+            members: (0..members).map(node_id).collect(),
+            limits: Limits::derive(&settings, members, 1, granted),
+            relay_grace: Duration::from_millis(50),
+            seed: options.seed ^ boot,
+        });
+        let generation = Arc::new(AtomicU64::new(generation));
+        for (number, topic) in options.topics.iter().enumerate() {
+            engine.handle_topic(config(topic_id(number), topic, &generation));
+        }
+        Member {
+            engine,
+            paused_until: Instant::ZERO,
+            stalled_until: Instant::ZERO,
+            timer_at: None,
+            own: BTreeSet::new(),
+            known: BTreeMap::new(),
+            had: BTreeSet::new(),
+            reserved: BTreeMap::new(),
+            generation,
+            connections: 0,
+            index,
+            topics: options.topics.len(),
+        }
+    }
+
+    /// A connection of its own numbering.
+    pub(super) fn connect(&mut self, peer: usize, now: Instant, fx: &mut Effects) {
+        self.connections += 1;
+        let number = ConnectionNumber(self.connections);
+        self.engine.handle_disconnected(PeerIndex(peer as u16), now, fx);
+        self.engine.handle_connected(PeerIndex(peer as u16), number, now, fx);
+    }
+
+    /// Broadcasts a body, unless the table is full.
+    pub(super) fn broadcast(
+        &mut self,
+        topic: TopicId,
+        body: Verified,
+        limits: &TopicOptions,
+        now: Instant,
+        fx: &mut Effects,
+    ) -> bool {
+        let bytes = body.bytes().len() as u64;
+        let reserved = self.reserved.entry(topic).or_default();
+        if reserved.slots >= limits.slots || reserved.bytes + bytes > limits.active_bytes() {
+            return false;
+        }
+        reserved.slots += 1;
+        reserved.bytes += bytes;
+        let id = body.id();
+        if self.engine.state_of(topic, &id) == Some(ArtifactState::Active) {
+            // It is refused.
+            self.engine.handle_command(
+                Command::Broadcast { topic, body, attribute: Attribute::EMPTY },
+                now,
+                fx,
+            );
+            return true;
+        }
+        self.own.insert((topic, id));
+        self.had.insert((topic, id));
+        // A `Withdrawn` may be on its way.
+        match self.known.get_mut(&(topic, id)) {
+            Some(known @ (Known::Held | Known::Leaving))
+                if self.engine.state_of(topic, &id) != Some(ArtifactState::Delivered) =>
+            {
+                *known = Known::Leaving;
+            }
+            _ => drop(self.known.remove(&(topic, id))),
+        }
+        self.engine.handle_command(Command::Broadcast { topic, body, attribute: Attribute::EMPTY }, now, fx);
+        true
+    }
+
+    /// Ends whatever the replica has to do with an artifact.
+    pub(super) fn abort(&mut self, topic: TopicId, id: ArtifactId, now: Instant, fx: &mut Effects) {
+        self.own.remove(&(topic, id));
+        if let Some(known) = self.known.get_mut(&(topic, id)).filter(|known| **known != Known::Leaving) {
+            *known = Known::Released;
+        }
+        self.engine.handle_command(Command::Abort { topic, id }, now, fx);
+    }
+
+    /// Relays a delivered artifact if a slot is free; otherwise lets it go.
+    pub(super) fn validate(
+        &mut self,
+        topic: TopicId,
+        id: ArtifactId,
+        limits: &TopicOptions,
+        now: Instant,
+        fx: &mut Effects,
+    ) {
+        let reserved = self.reserved.entry(topic).or_default();
+        if reserved.slots >= limits.slots {
+            return self.release(topic, id, now, fx);
+        }
+        reserved.slots += 1;
+        let had = self.engine.state_of(topic, &id) == Some(ArtifactState::Delivered);
+        self.engine.handle_command(Command::Validate { topic, id }, now, fx);
+        let relayed = self.engine.state_of(topic, &id) == Some(ArtifactState::Active);
+        if let Some(known) = self.known.get_mut(&(topic, id)) {
+            *known = match (relayed, had) {
+                (true, _) => Known::Relayed,
+                (false, true) => Known::Released,
+                (false, false) => Known::Leaving,
+            };
+        }
+    }
+
+    pub(super) fn release(&mut self, topic: TopicId, id: ArtifactId, now: Instant, fx: &mut Effects) {
+        let had = self.engine.state_of(topic, &id) == Some(ArtifactState::Delivered);
+        if let Some(known) = self.known.get_mut(&(topic, id)) {
+            *known = if had { Known::Released } else { Known::Leaving };
+        }
+        self.engine.handle_command(Command::Release { topic, id }, now, fx);
+    }
+
+    /// The filter changes its mind about some of what it wanted later.
+    pub(super) fn change_filter(&mut self, topics: usize, generation: u64, now: Instant, fx: &mut Effects) {
+        self.generation.store(generation, Ordering::Relaxed);
+        for topic in 0..topics {
+            self.engine.handle_command(Command::FilterChanged { topic: topic_id(topic) }, now, fx);
+        }
+    }
+
+    /// What an effect gives back.
+    pub(super) fn freed(&mut self, effect: Effect) -> Result<(), String> {
+        let Effect::Freed { topic, bytes } = effect else { return Ok(()) };
+        let reserved = self.reserved.entry(topic).or_default();
+        let slots = reserved.slots.checked_sub(1);
+        let left = reserved.bytes.checked_sub(bytes);
+        let (Some(slots), Some(bytes)) = (slots, left) else {
+            return Err(format!("P4: member {} is given back more than it reserved", self.index));
+        };
+        (reserved.slots, reserved.bytes) = (slots, bytes);
+        Ok(())
+    }
+
+    /// Slots and bytes that the replica's handles count.
+    pub(super) fn reserved(&self) -> (u32, u64) {
+        self.reserved.values().fold((0, 0), |(slots, bytes), r| (slots + r.slots, bytes + r.bytes))
+    }
+
+    /// How many topics it takes part in.
+    pub(super) fn topics(&self) -> usize {
+        self.topics
+    }
+
+    /// The next event of any topic.
+    pub(super) fn poll_event(&mut self, topics: usize) -> Option<(TopicId, Event)> {
+        (0..topics).map(topic_id).find_map(|topic| Some((topic, self.engine.poll_event(topic)?)))
+    }
+}
+
+impl TopicOptions {
+    /// Bytes that a member's own artifacts may have.
+    pub(super) fn active_bytes(&self) -> u64 {
+        (128 << 10) + u64::from(self.slots) * self.largest / 2
+    }
+}
+
+fn config(id: TopicId, options: &TopicOptions, generation: &Arc<AtomicU64>) -> TopicConfig {
+    let mut config = TopicConfig::new(id, "simulated").class(options.class);
+    config.slots = options.slots;
+    config.push_threshold = options.push_threshold;
+    config.pending_bytes = options.pending_bytes;
+    config.active_bytes = options.active_bytes();
+    let (options, generation) = (options.clone(), generation.clone());
+    config.filter(move |advert| verdict(&options, &advert.id, generation.load(Ordering::Relaxed)))
+}

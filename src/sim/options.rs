@@ -1,0 +1,209 @@
+//! What a run follows from.
+
+use std::time::Duration;
+
+use crate::types::{Class, Rng};
+
+/// Everything, expanded from the seed. Printed when a run fails.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Also draws whatever happens within the ranges below.
+    pub seed: u64,
+    /// Members, hostile ones included.
+    pub members: usize,
+    /// The last so many members are hostile.
+    pub hostile: usize,
+    /// How long load and faults last.
+    pub chaos: Duration,
+    /// The links.
+    pub links: Links,
+    /// What goes wrong.
+    pub faults: Faults,
+    /// What is broadcast where.
+    pub topics: Vec<TopicOptions>,
+    /// What replicas do.
+    pub habits: Habits,
+    /// What hostile members do.
+    pub lies: Lies,
+}
+
+/// Links, alike in both directions.
+#[derive(Debug, Clone)]
+pub struct Links {
+    /// One way, at least.
+    pub latency: Duration,
+    /// One way, up to so much more: streams overtake one another.
+    pub jitter: Duration,
+    /// One stream in so many waits for a retransmission; 0 for none.
+    pub lose_one_in: u64,
+    /// Bytes per second of each direction.
+    pub rate: u64,
+    /// Bytes that may be on their way before bodies wait; half as many again for urgent ones.
+    pub window: u64,
+    /// Silence after which a connection is lost.
+    pub idle_timeout: Duration,
+}
+
+/// The mean time between faults of each kind, in the whole subnet; zero for none.
+#[derive(Debug, Clone, Default)]
+pub struct Faults {
+    /// One direction or both of a link are cut.
+    pub cut_every: Duration,
+    /// A member loses its memory and comes back.
+    pub crash_every: Duration,
+    /// A member stands still.
+    pub pause_every: Duration,
+    /// A connection is closed.
+    pub close_every: Duration,
+    /// The longest of these.
+    pub longest: Duration,
+}
+
+/// One topic.
+#[derive(Debug, Clone)]
+pub struct TopicOptions {
+    /// Its class.
+    pub class: Class,
+    /// Slots of each member.
+    pub slots: u32,
+    /// Bytes from which a body is adverted.
+    pub push_threshold: u32,
+    /// Bytes of received bodies that a member holds.
+    pub pending_bytes: u64,
+    /// The largest body.
+    pub largest: u64,
+    /// Of a hundred artifacts, how many the filter wants later, until it changes.
+    pub later_percent: u64,
+    /// Of a hundred artifacts, how many the filter never wants.
+    pub discard_percent: u64,
+}
+
+/// What replicas do.
+#[derive(Debug, Clone)]
+pub struct Habits {
+    /// The mean time between two acts of one member.
+    pub act_every: Duration,
+    /// Of a hundred acts, how many are aborts; most others are broadcasts.
+    pub abort_percent: u64,
+    /// Of a hundred deliveries, how many are relayed.
+    pub relay_percent: u64,
+    /// Of a hundred deliveries, how many are kept without a word.
+    pub keep_percent: u64,
+    /// The longest that a replica thinks about a delivery.
+    pub think: Duration,
+    /// One act in so many leaves the consumer stalled for a while; 0 for none.
+    pub stall_one_in: u64,
+}
+
+/// What hostile members do.
+#[derive(Debug, Clone, Default)]
+pub struct Lies {
+    /// The mean time between two lies of one hostile member.
+    pub every: Duration,
+    /// Of a hundred requests, how many it answers with silence.
+    pub silent_percent: u64,
+    /// Of a hundred requests, how many it answers with other bytes.
+    pub wrong_percent: u64,
+}
+
+impl Options {
+    /// A mix: each kind of fault is there or not, tiny limits are frequent.
+    pub fn mixed(seed: u64) -> Options {
+        let rng = &mut Rng::new(seed ^ 0x6d69_7865_6400);
+        let members = 3 + rng.below(5) as usize;
+        let hostile = if rng.one_in(2) { rng.below(1 + (members as u64 - 1) / 3) as usize } else { 0 };
+        let latency = millis(1 + rng.below(60));
+        let faults = match rng.below(4) {
+            0 => Faults::default(),
+            _ => Faults {
+                cut_every: sometimes(rng, 2, 300, 2_000),
+                crash_every: sometimes(rng, 2, 500, 3_000),
+                pause_every: sometimes(rng, 3, 500, 3_000),
+                close_every: sometimes(rng, 3, 200, 2_000),
+                longest: millis(50 + rng.below(3_000)),
+            },
+        };
+        Options {
+            seed,
+            members,
+            hostile,
+            chaos: millis(1_000 + rng.below(4_000)),
+            links: Links {
+                latency,
+                jitter: latency.mul_f64(rng.below(100) as f64 / 50.0),
+                lose_one_in: if rng.one_in(2) { 0 } else { 3 + rng.below(30) },
+                rate: 50_000 << rng.below(8),
+                window: 2_000 << rng.below(7),
+                idle_timeout: millis(300 + rng.below(1_500)),
+            },
+            faults,
+            topics: (0..1 + rng.below(3)).map(|_| TopicOptions::mixed(rng)).collect(),
+            habits: Habits {
+                act_every: millis(5 + rng.below(200)),
+                abort_percent: rng.below(50),
+                relay_percent: rng.below(80),
+                keep_percent: rng.below(20),
+                think: millis(rng.below(200)),
+                stall_one_in: if rng.one_in(3) { 10 } else { 0 },
+            },
+            lies: Lies {
+                every: millis(5 + rng.below(100)),
+                silent_percent: rng.below(60),
+                wrong_percent: rng.below(40),
+            },
+        }
+    }
+
+    /// After the end of all faults, the longest until every active artifact is everywhere: connections are lost and made
+    /// again; each hostile member may keep a fetch waiting for the longest hedge, twice; what waits must pass the links; and
+    /// where few bodies have room at a time, each takes its turn of a request and a thought, and each lie a turn of patience.
+    pub fn bound(&self) -> Duration {
+        let trip = 2 * (self.links.latency + self.links.jitter);
+        let members = self.members as u64;
+        let bytes: u64 =
+            self.topics.iter().map(|topic| u64::from(topic.slots) * members * topic.largest).sum();
+        let transfer = Duration::from_secs_f64(bytes as f64 / self.links.rate as f64);
+        let hedges = Duration::from_secs(4) * (self.hostile as u32 + 1);
+        let turn = 4 * trip + self.habits.think + Duration::from_millis(50);
+        let lie = if self.hostile > 0 { Duration::from_millis(500) } else { Duration::ZERO };
+        let turns: Duration =
+            self.topics.iter().map(|topic| (turn + lie).mul_f64(topic.turns(members))).sum();
+        2 * self.links.idle_timeout + Duration::from_secs(2) + hedges + 20 * trip + 2 * transfer + turns
+    }
+
+    /// Whether nothing disturbs the run.
+    pub fn is_calm(&self) -> bool {
+        let Faults { cut_every, crash_every, pause_every, close_every, .. } = self.faults;
+        self.hostile == 0 && [cut_every, crash_every, pause_every, close_every].iter().all(Duration::is_zero)
+    }
+}
+
+impl TopicOptions {
+    /// How often the room for received bodies must be filled and emptied, until all that `members` may name was there.
+    fn turns(&self, members: u64) -> f64 {
+        (u64::from(self.slots) * members) as f64 / (self.pending_bytes / self.largest).max(1) as f64
+    }
+
+    fn mixed(rng: &mut Rng) -> TopicOptions {
+        let largest = if rng.one_in(8) { 70_000 } else { 8 << rng.below(9) };
+        let filtered = rng.one_in(2);
+        TopicOptions {
+            class: Class::ALL[rng.below(4) as usize],
+            slots: if rng.one_in(2) { 1 + rng.below(4) as u32 } else { 1 + rng.below(100) as u32 },
+            push_threshold: rng.below(2 * largest) as u32,
+            pending_bytes: largest * (1 + rng.below(20)),
+            largest,
+            later_percent: if filtered { rng.below(50) } else { 0 },
+            discard_percent: if filtered { rng.below(30) } else { 0 },
+        }
+    }
+}
+
+/// A mean time within the range, one time in `n`; otherwise none.
+fn sometimes(rng: &mut Rng, n: u64, least: u64, most: u64) -> Duration {
+    if rng.one_in(n) { millis(least + rng.below(most - least)) } else { Duration::ZERO }
+}
+
+fn millis(number: u64) -> Duration {
+    Duration::from_millis(number)
+}

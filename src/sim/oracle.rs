@@ -1,0 +1,207 @@
+//! The promises, checked: what may be said to a replica, what an engine may hold, and what must be so in the end.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+
+use super::member::{Known, Member, topic_id, verdict};
+use super::options::Options;
+use super::world::Actor;
+use crate::config::Verdict;
+use crate::engine::{Census, Event};
+use crate::types::{ArtifactId, PeerIndex, TopicId};
+
+/// See the module.
+pub(super) struct Oracle {
+    delivered: u64,
+    /// What was withdrawn or never delivered may be delivered; what is here may not.
+    honest: usize,
+    steps: Vec<u64>,
+}
+
+impl Oracle {
+    pub(super) fn new(options: &Options) -> Oracle {
+        let honest = options.members - options.hostile;
+        Oracle { delivered: 0, honest, steps: vec![0; options.members] }
+    }
+
+    pub(super) fn delivered(&self) -> u64 {
+        self.delivered
+    }
+
+    /// A member starts without memory.
+    pub(super) fn forget(&mut self, node: usize) {
+        self.steps[node] = 0;
+    }
+
+    /// A consumer is told something. Gives the artifact that the replica must now decide about.
+    pub(super) fn hear(
+        &mut self,
+        member: &mut Member,
+        node: usize,
+        topic: TopicId,
+        event: &Event,
+        bodies: &BTreeMap<ArtifactId, Bytes>,
+    ) -> Result<Option<ArtifactId>, String> {
+        match event {
+            Event::Delivered { artifact, .. } => {
+                let id = artifact.id;
+                if bodies.get(&id) != Some(&artifact.bytes) {
+                    return Err(format!("P2: member {node} is handed other bytes than {id} has"));
+                }
+                if member.own.contains(&(topic, id)) {
+                    return Err(format!("P6: member {node} is handed {id}, which it broadcasts itself"));
+                }
+                if let Some(known) = member.known.insert((topic, id), Known::Held) {
+                    return Err(format!("P6: member {node} is handed {id} again, which is {known:?}"));
+                }
+                self.delivered += 1;
+                member.had.insert((topic, id));
+                Ok(Some(id))
+            }
+            Event::Withdrawn { id } => {
+                match member.known.get(&(topic, *id)) {
+                    Some(Known::Held | Known::Leaving) => drop(member.known.remove(&(topic, *id))),
+                    Some(Known::Relayed) => return Ok(Some(*id)),
+                    Some(Known::Released) | None => {
+                        return Err(format!(
+                            "member {node} is told that {id} is withdrawn, which it does not have"
+                        ));
+                    }
+                }
+                Ok(None)
+            }
+        }
+    }
+
+    /// After every turn of a member: what it holds is within its bounds, and traces of what was released go with the names.
+    pub(super) fn check_member(
+        &mut self,
+        node: usize,
+        actors: &[Actor],
+        options: &Options,
+    ) -> Result<(), String> {
+        self.steps[node] += 1;
+        let Some(Actor::Honest(member)) = actors.get(node) else { return Ok(()) };
+        if !self.steps[node].is_multiple_of(16) {
+            return Ok(());
+        }
+        let census = member.engine.census();
+        let bound = Bound::of(options);
+        let fits = census.artifacts <= bound.artifacts
+            && census.named <= bound.artifacts
+            && census.fetches <= bound.artifacts
+            && census.tellings <= bound.tellings
+            && census.control <= bound.control
+            && census.body_bytes <= bound.body_bytes
+            && census.reserved_bytes <= bound.pending_bytes;
+        if fits { Ok(()) } else { Err(format!("P4: member {node} holds {census:?}, allowed is {bound:?}")) }
+    }
+
+    /// Whether every active artifact of an honest member is wherever it is wanted.
+    pub(super) fn has_converged(&self, actors: &[Actor], options: &Options) -> bool {
+        self.first_missing(actors, options).is_none()
+    }
+
+    /// The first that is not.
+    pub(super) fn missing(&self, actors: &[Actor], options: &Options) -> String {
+        self.first_missing(actors, options).unwrap_or_default()
+    }
+
+    fn first_missing(&self, actors: &[Actor], options: &Options) -> Option<String> {
+        for (maker, member) in self.members(actors) {
+            for (number, topic) in options.topics.iter().enumerate() {
+                for id in member.engine.active(topic_id(number)) {
+                    if verdict(topic, &id, 4) != Verdict::Want {
+                        continue;
+                    }
+                    let lacks = |(_, other): &(usize, &Member)| !other.had.contains(&(topic_id(number), id));
+                    if let Some((at, other)) = self.members(actors).find(lacks) {
+                        let standing = other.engine.state_of(topic_id(number), &id);
+                        return Some(format!(
+                            "{id} of member {maker} at member {at}, where it is {standing:?}"
+                        ));
+                    }
+                }
+            }
+        }
+        None
+    }
+
+    /// Nothing is left to do: everybody knows exactly what the others have active.
+    pub(super) fn check_settled(&self, actors: &[Actor], options: &Options) -> Result<(), String> {
+        for (a, member) in self.members(actors) {
+            let Census { requests, replies, carried, arriving, control, backlog, .. } =
+                member.engine.census();
+            if [requests, replies, carried, arriving, control, backlog] != [0; 6] {
+                return Err(format!("L2: member {a} is not at rest: {:?}", member.engine.census()));
+            }
+            for (b, other) in self.members(actors).filter(|(b, _)| *b != a) {
+                for topic in (0..options.topics.len()).map(topic_id) {
+                    let (active, seen) =
+                        (member.engine.active(topic), other.engine.named_by(topic, PeerIndex(a as u16)));
+                    if let Some(ghost) = seen.difference(&active).next() {
+                        return Err(format!("P3: member {b} believes that {a} still has {ghost}"));
+                    }
+                    let untold = |id: &&ArtifactId| !other.had.contains(&(topic, **id));
+                    if let Some(id) = active.difference(&seen).find(untold) {
+                        return Err(format!("P1: member {b} was not told of {id}, which {a} has"));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// After everything was let go: only what hostile members named is left, and no body.
+    pub(super) fn check_empty(&self, actors: &[Actor], options: &Options) -> Result<(), String> {
+        for (node, member) in self.members(actors) {
+            let census = member.engine.census();
+            let (slots, bytes) = member.reserved();
+            let held = [census.body_bytes, bytes, u64::from(slots)];
+            let named = census.artifacts + census.named + census.later + census.reserved_bytes as usize;
+            let named = if options.hostile == 0 { named } else { 0 };
+            let at_rest =
+                census.requests + census.carried + census.arriving + census.replies + census.backlog;
+            if held != [0; 3] || named != 0 || at_rest != 0 {
+                return Err(format!(
+                    "M5: member {node} is left with {census:?}, {slots} slots and {bytes} bytes"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn members<'a>(&self, actors: &'a [Actor]) -> impl Iterator<Item = (usize, &'a Member)> {
+        actors.iter().enumerate().take(self.honest).filter_map(|(node, actor)| match actor {
+            Actor::Honest(member) => Some((node, member.as_ref())),
+            Actor::Hostile(_) | Actor::Off => None,
+        })
+    }
+}
+
+/// What a member may hold at most.
+#[derive(Debug)]
+struct Bound {
+    artifacts: usize,
+    tellings: usize,
+    control: usize,
+    pending_bytes: u64,
+    body_bytes: u64,
+}
+
+impl Bound {
+    fn of(options: &Options) -> Bound {
+        let slots: usize = options.topics.iter().map(|topic| topic.slots as usize).sum();
+        let artifacts = slots * options.members;
+        let pending_bytes = options.topics.iter().map(|topic| topic.pending_bytes).sum();
+        let active: u64 = options.topics.iter().map(|topic| 2 * topic.active_bytes()).sum();
+        Bound {
+            artifacts,
+            tellings: options.topics.len() * 65 + 3 * artifacts,
+            control: options.members * (2 + 2 * 256 + 1024),
+            pending_bytes,
+            body_bytes: active + pending_bytes,
+        }
+    }
+}
