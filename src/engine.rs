@@ -13,6 +13,7 @@
 
 mod egress;
 mod ingress;
+mod peer;
 mod topic;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -30,6 +31,7 @@ use crate::types::{
 };
 use crate::wire::{CloseCode, Frame, Hello, Open, Resync};
 
+use peer::Boot;
 use topic::Topic;
 
 /// What an engine must know of its lane.
@@ -150,8 +152,11 @@ pub type Effects = Vec<Effect>;
 #[derive(Debug)]
 struct Link {
     connection: Option<ConnectionNumber>,
-    /// Frames that precede everything else. At most one per topic and kind, and [`Engine::MAX_REFUSALS`].
+    /// Frames that precede everything else. At most one per topic and kind, and what names the slots that are held of the peer,
+    /// about two bytes for each; and [`Engine::MAX_REFUSALS`].
     control: VecDeque<Frame>,
+    /// The peer has said which start of it speaks.
+    greeted: bool,
     /// What the peer listens to.
     opened: BTreeMap<TopicId, Open>,
     /// Requests that wait for their turn; as many as the peer may have streams open.
@@ -167,6 +172,7 @@ impl Link {
         Link {
             connection: None,
             control: VecDeque::new(),
+            greeted: false,
             opened: BTreeMap::new(),
             replies: PerClass::from_fn(|_| VecDeque::new()),
             carrying: BTreeMap::new(),
@@ -181,6 +187,8 @@ pub struct Engine {
     /// By topic id.
     topics: Vec<Topic>,
     links: Vec<Link>,
+    /// By peer; outlives its connections.
+    boots: Vec<Option<Boot>>,
     fetch: Fetch,
     /// Which topic and artifact each request of ours is for.
     requests: BTreeMap<StreamKey, (TopicId, ArtifactId)>,
@@ -214,6 +222,7 @@ impl Engine {
         Engine {
             topics: Vec::new(),
             links: (0..peers).map(|_| Link::new()).collect(),
+            boots: vec![None; peers],
             fetch: Fetch::new(limits, Rng::new(rng.next_u64())),
             requests: BTreeMap::new(),
             carried: IdMap::with_hasher(KeyedState::new(&mut rng)),
@@ -256,12 +265,9 @@ impl Engine {
         fx: &mut Effects,
     ) {
         self.handle_disconnected(peer, now, fx);
-        let artifact_bytes = self.config.limits.artifact_bytes;
         let Some(link) = self.links.get_mut(peer.index()) else { return };
         link.connection = Some(connection);
-        link.control.push_back(Frame::Hello(self.config.hello));
-        link.control
-            .extend(self.topics.iter().map(|topic| Frame::Open(open_frame(topic.config(), artifact_bytes))));
+        self.greet(peer);
         self.fetch.handle_connected(peer);
     }
 

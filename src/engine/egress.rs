@@ -96,13 +96,11 @@ impl Engine {
     }
 
     fn pack(&mut self, index: usize, peer: PeerIndex, batch: &mut BatchBuilder, bodies: bool) -> Packed {
-        let connection = self.links.get(peer.index()).and_then(|link| link.connection);
-        let (Some(topic), Some(connection)) = (self.topics.get_mut(index), connection) else {
-            return Packed::All;
-        };
+        let since = self.heard_since(peer);
+        let (Some(topic), Some(since)) = (self.topics.get_mut(index), since) else { return Packed::All };
         let id = topic.id();
         let (view, slots, pool) = (&topic.view, &mut topic.slots, &topic.pool);
-        let knows = &mut |id: &ArtifactId| view.advertises_since(peer, connection, id);
+        let knows = &mut |id: &ArtifactId| view.advertises_since(peer, since, id);
         while let Some(next) =
             if bodies { slots.next_update(peer, knows) } else { slots.next_word(peer, knows) }
         {

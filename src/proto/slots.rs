@@ -3,7 +3,8 @@
 //!
 //! What a peer must still hear is a set of slots, not a queue of messages: an update is built from the slot's
 //! content at the moment the link has room. So an abort before sending costs nothing, a slot that changed
-//! five times is sent once, a stalled peer costs bits, and a new connection is "all dirty".
+//! five times is sent once, a stalled peer costs bits, and a new connection is "all dirty but what the peer says
+//! that it still holds".
 
 #[cfg(test)]
 mod tests;
@@ -18,7 +19,7 @@ use crate::wire::MAX_SLOTS;
 #[derive(Debug, Clone, Copy)]
 pub struct SlotLimits {
     /// The most artifacts that are active at a time; above [`MAX_SLOTS`] it counts as [`MAX_SLOTS`]. A slot
-    /// costs about 150 bytes once used, and three bits for each connected peer.
+    /// costs about 150 bytes once used, and four bits for each connected peer.
     pub capacity: u32,
     /// Peers; indices at or above it are ignored.
     pub peers: usize,
@@ -88,14 +89,17 @@ pub struct Next<'a> {
 ///
 /// - The replica's side: [`handle_broadcast`](Slots::handle_broadcast),
 ///   [`handle_abort`](Slots::handle_abort).
-/// - The link's side: [`handle_connected`](Slots::handle_connected) once the peer has opened the topic, whose
+/// - The link's side: [`handle_held`](Slots::handle_held) for what the peer says that it holds of an older
+///   connection; [`handle_connected`](Slots::handle_connected) once the peer has opened the topic, whose
 ///   result goes out as a [`Resync`](crate::wire::Resync); then [`next_update`](Slots::next_update) whenever
 ///   the link has room; [`put_back`](Slots::put_back) for what did not get out whole;
 ///   [`handle_disconnected`](Slots::handle_disconnected).
 ///
 /// Promises: one artifact per slot and one slot per artifact; versions grow with every change; of two changes
 /// to a slot only the newer is sent; a peer that may hold an entry of a slot which is free now gets exactly
-/// one `Clear` for it. Does not promise history: a peer that was away learns the table as it is.
+/// one `Clear` for it. Does not promise history: a peer that
+/// was away learns the table as it is. A peer that lies about what it holds is not told of it, and nobody else
+/// notices.
 #[derive(Debug)]
 pub struct Slots {
     limits: SlotLimits,
@@ -105,8 +109,10 @@ pub struct Slots {
     /// Free slots below `table.len()`.
     holes: DirtySet,
     by_id: IdMap<Slot>,
-    /// Connected peers.
+    /// Connected peers that have opened the topic.
     links: Vec<Option<Link>>,
+    /// Slots that peers which have not opened the topic yet hold as they are now.
+    held: Vec<Option<DirtySet>>,
 }
 
 #[derive(Debug)]
@@ -142,6 +148,7 @@ impl Slots {
             holes: DirtySet::new(limits.capacity),
             by_id: IdMap::with_hasher(KeyedState::new(seed)),
             links: (0..limits.peers).map(|_| None).collect(),
+            held: vec![None; limits.peers],
         }
     }
 
@@ -164,8 +171,8 @@ impl Slots {
         } else {
             self.table.push(place);
         }
+        self.forget(number);
         for link in self.links.iter_mut().flatten() {
-            link.last = None;
             link.mark(number, pushes);
         }
         self.check();
@@ -181,8 +188,8 @@ impl Slots {
         place.version = version;
         let active = place.active.take();
         self.holes.insert(number);
+        self.forget(number);
         for link in self.links.iter_mut().flatten() {
-            link.last = None;
             link.unmark(number);
             if link.told.contains(number) {
                 link.mark(number, false);
@@ -192,19 +199,56 @@ impl Slots {
         active
     }
 
+    /// A slot has changed: what peers hold of it is something else.
+    fn forget(&mut self, number: u32) {
+        for held in self.held.iter_mut().flatten() {
+            held.remove(number);
+        }
+        for link in self.links.iter_mut().flatten() {
+            link.last = None;
+        }
+    }
+
+    /// `peer` says that it holds `slot` at `version`, heard from this very table on an older connection; whether
+    /// the slot need not be told for that. It need not when nothing has changed and nothing was told yet.
+    ///
+    /// It may be said at any time of a connection and any number of times; before the peer has opened the topic
+    /// it is said in time.
+    pub fn handle_held(&mut self, peer: PeerIndex, slot: Slot, version: Version) -> bool {
+        if self.get_slot(slot).is_none_or(|(current, _)| current != version) {
+            return false;
+        }
+        match (self.links.get_mut(peer.index()), self.held.get_mut(peer.index())) {
+            (Some(Some(link)), _) => {
+                let dirty = link.unmark(slot.0);
+                if dirty {
+                    link.told.insert(slot.0);
+                }
+                dirty
+            }
+            (_, Some(held)) => held.get_or_insert_with(|| DirtySet::new(self.limits.capacity)).insert(slot.0),
+            _ => false,
+        }
+    }
+
     /// Begins a connection. Returns the table's version and the bitmap of occupied slots, which the caller
     /// sends as a [`Resync`](crate::wire::Resync) on that connection.
     ///
-    /// Every occupied slot is dirty, and counts as told from now on: the peer keeps its entry of an older
-    /// connection in such a slot, so an abort before the update went out must still say `Clear`.
+    /// Every occupied slot is dirty but those that the peer holds as they are, and every one counts as told from
+    /// now on: the peer keeps its entry of an older connection in such a slot, so an abort before the update
+    /// went out must still say `Clear`.
     pub fn handle_connected(&mut self, peer: PeerIndex) -> (Version, Bytes) {
         let empty = DirtySet::new(self.limits.capacity);
         let (words, bodies, told) = (empty.clone(), empty.clone(), empty);
         let mut link = Link { words, bodies, told, cursor: 0, last: None };
+        let held = self.held.get_mut(peer.index()).and_then(Option::take);
+        let is_held = |number| held.as_ref().is_some_and(|held| held.contains(number));
         let mut occupied = vec![0u8; self.table.len().div_ceil(8)];
         for (number, place) in self.table.iter().enumerate() {
             if let Some(active) = &place.active {
-                link.mark(number as u32, self.limits.pushes(active));
+                if !is_held(number as u32) {
+                    link.mark(number as u32, self.limits.pushes(active));
+                }
                 link.told.insert(number as u32);
                 occupied[number / 8] |= 1 << (number % 8);
             }
@@ -222,12 +266,15 @@ impl Slots {
         if let Some(link) = self.links.get_mut(peer.index()) {
             *link = None;
         }
+        if let Some(held) = self.held.get_mut(peer.index()) {
+            *held = None;
+        }
     }
 
     /// Takes the next update out of the peer's dirty set; the caller sends it on the current connection, or
     /// puts it back.
     ///
-    /// `knows` says whether the peer has named the artifact itself **on this connection** (an older claim may
+    /// `knows` says whether the peer has named the artifact itself **since its last start** (an older claim may
     /// predate a restart that lost the body). Such an artifact is passed over; where the peer may hold
     /// another entry of that slot, it gets a `Clear`.
     pub fn next_update(
@@ -377,9 +424,10 @@ impl Link {
         if pushes { &mut self.bodies } else { &mut self.words }.insert(number);
     }
 
-    fn unmark(&mut self, number: u32) {
-        self.words.remove(number);
-        self.bodies.remove(number);
+    /// Whether it was dirty.
+    fn unmark(&mut self, number: u32) -> bool {
+        let word = self.words.remove(number);
+        self.bodies.remove(number) || word
     }
 
     /// The next dirty slot from the cursor on, round the table.

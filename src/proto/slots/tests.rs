@@ -274,3 +274,71 @@ fn slots_and_peers_out_of_range_are_ignored() {
     slots.put_back(nobody, Slot(0));
     assert!(!slots.has_updates(nobody) && !slots.has_updates(PEER));
 }
+
+/// A table of four slots that hold 1 to 3, and no peer.
+fn three_active() -> Slots {
+    let mut slots = slots(4, Class::High);
+    for byte in 1..=3 {
+        slots.handle_broadcast(own(byte, 5)).unwrap();
+    }
+    slots
+}
+
+fn heard(slots: &mut Slots) -> Vec<(u32, u64)> {
+    std::iter::from_fn(|| next(slots).map(|(slot, version, _)| (slot, version))).collect()
+}
+
+#[test]
+fn what_a_peer_holds_as_it_is_now_is_not_told_again() {
+    let mut slots = three_active();
+    assert!(slots.handle_held(PEER, Slot(0), Version(1)));
+    assert!(slots.handle_held(PEER, Slot(2), Version(3)));
+    assert!(!slots.handle_held(PEER, Slot(2), Version(3)), "said before");
+    let (_, occupied) = slots.handle_connected(PEER);
+    assert_eq!(&occupied[..], [0b111]);
+    assert_eq!(heard(&mut slots), [(1, 2)]);
+    assert!(!slots.handle_held(PEER, Slot(1), Version(2)), "told already");
+}
+
+#[test]
+fn what_a_peer_says_late_counts_as_far_as_it_was_not_told() {
+    let mut slots = three_active();
+    slots.handle_connected(PEER);
+    assert_eq!(next(&mut slots).map(|(slot, ..)| slot), Some(0));
+    for (slot, counts) in [(0, false), (1, true), (1, false)] {
+        assert_eq!(slots.handle_held(PEER, Slot(slot), Version(u64::from(slot) + 1)), counts);
+    }
+    assert_eq!(heard(&mut slots), [(2, 3)]);
+}
+
+#[test]
+fn what_a_peer_holds_at_another_version_or_nowhere_is_told() {
+    let mut slots = three_active();
+    for (slot, version) in [(0, 0), (0, 2), (1, u64::MAX), (3, 4), (u32::MAX, 1)] {
+        assert!(!slots.handle_held(PEER, Slot(slot), Version(version)));
+    }
+    assert!(!slots.handle_held(PeerIndex(9), Slot(0), Version(1)));
+    slots.handle_connected(PEER);
+    assert_eq!(heard(&mut slots), [(0, 1), (1, 2), (2, 3)]);
+}
+
+#[test]
+fn what_changes_after_a_peer_said_it_holds_it_is_told() {
+    let mut slots = three_active();
+    (0..3).for_each(|slot| assert!(slots.handle_held(PEER, Slot(slot), Version(u64::from(slot) + 1))));
+    slots.handle_abort(&id(1));
+    slots.handle_broadcast(own(4, 5)).unwrap();
+    slots.handle_connected(PEER);
+    assert_eq!(heard(&mut slots), [(0, 5)]);
+    slots.handle_abort(&id(2));
+    assert_eq!(next(&mut slots), Some((1, 6, Told::Clear)), "it holds what it was not told again");
+}
+
+#[test]
+fn what_a_peer_said_it_holds_ends_with_its_connection() {
+    let mut slots = three_active();
+    assert!(slots.handle_held(PEER, Slot(0), Version(1)));
+    slots.handle_disconnected(PEER);
+    slots.handle_connected(PEER);
+    assert_eq!(heard(&mut slots).len(), 3);
+}
