@@ -29,7 +29,7 @@ use crate::types::{
     ArtifactId, Attribute, ConnectionNumber, IdMap, Instant, KeyedState, NodeId, PeerIndex, PerClass, Rng,
     StreamKey, TopicId, Verified,
 };
-use crate::wire::{CloseCode, Frame, Hello, Open, Resync};
+use crate::wire::{CloseCode, Frame, Hello, Open, Refusal, Refused, Resync};
 
 use peer::Boot;
 use topic::Topic;
@@ -117,6 +117,17 @@ pub enum Event {
         /// Its id.
         id: ArtifactId,
     },
+    /// A member does not take an artifact that is active here, for a limit of its own. Told once per member and artifact as
+    /// long as it stays active; the member may still get it from another. Aborting others makes room below a slot limit only
+    /// for artifacts that are broadcast afterwards.
+    Refused {
+        /// The artifact.
+        id: ArtifactId,
+        /// Who refuses it.
+        by: NodeId,
+        /// Which limit.
+        reason: Refusal,
+    },
 }
 
 /// What the caller must carry out.
@@ -153,8 +164,10 @@ pub type Effects = Vec<Effect>;
 struct Link {
     connection: Option<ConnectionNumber>,
     /// Frames that precede everything else. At most one per topic and kind, and what names the slots that are held of the peer,
-    /// about two bytes for each; and [`Engine::MAX_REFUSALS`].
+    /// about two bytes for each.
     control: VecDeque<Frame>,
+    /// Updates of the peer that were not taken, and that it must hear of; at most [`Engine::MAX_REFUSALS`].
+    refusals: VecDeque<Refused>,
     /// The peer has said which start of it speaks.
     greeted: bool,
     /// What the peer listens to.
@@ -172,6 +185,7 @@ impl Link {
         Link {
             connection: None,
             control: VecDeque::new(),
+            refusals: VecDeque::new(),
             greeted: false,
             opened: BTreeMap::new(),
             replies: PerClass::from_fn(|_| VecDeque::new()),
@@ -203,8 +217,8 @@ pub struct Engine {
 impl Engine {
     /// Topics that a peer may open, and so frames that it may make us keep.
     const MAX_TOPICS: usize = 256;
-    /// Refusals that wait for room at one peer's link; more are only counted.
-    const MAX_REFUSALS: usize = 1024;
+    /// Refusals that wait for room at one peer's link; more are only counted. A table of the default size fits.
+    const MAX_REFUSALS: usize = 4096;
 
     /// An engine without topics and connections.
     pub fn new(config: EngineConfig) -> Engine {
@@ -346,7 +360,7 @@ impl Engine {
                 self.counters.delivered_bytes += artifact.bytes.len() as u64;
             }
             Some(Event::Withdrawn { .. }) => self.counters.withdrawn += 1,
-            None => (),
+            Some(Event::Refused { .. }) | None => (),
         }
         event
     }

@@ -77,7 +77,7 @@ counters! {
         slots_resumed,
         /// Frames that name what a peer holds of an earlier start of this node, or of a topic that is not open.
         resumes_stale,
-        /// Updates of ours that a peer refused for its limit.
+        /// Updates of ours that a peer refused for its limit, repeated and false ones too.
         refused_by_peers,
         /// Updates for topics that nobody here listens to.
         updates_unknown_topic,

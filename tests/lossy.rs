@@ -186,6 +186,7 @@ impl Lane {
                 match event {
                     Event::Delivered { artifact, .. } => *self.delivered.entry(artifact.id).or_default() += 1,
                     Event::Withdrawn { id } => drop(self.withdrawn.insert(id)),
+                    Event::Refused { .. } => panic!("{event:?}"),
                 }
             }
         }

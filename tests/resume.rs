@@ -1,14 +1,16 @@
-//! After a reconnect a sender tells what differs from what the peer still holds, and nothing else.
+//! After a reconnect a sender tells what differs from what the peer still holds, and nothing else; and what a peer refuses to
+//! hold comes back to the publisher.
 
 mod carrier;
 
 use std::collections::BTreeSet;
 
 use carrier::{Subnet, bytes, topic};
-use corecast::config::Verdict;
+use corecast::Refusal;
+use corecast::config::{TopicConfig, Verdict};
 use corecast::engine::Event;
-use corecast::types::{ArtifactId, Attribute, Class, Slot, StreamKey, TopicId, Version};
-use corecast::wire::{Change, Frame, Held, Incoming, PushHead, Update};
+use corecast::types::{ArtifactId, Attribute, Class, HashKind, NodeId, Slot, StreamKey, TopicId, Version};
+use corecast::wire::{Change, Frame, Held, Incoming, PushHead, Refused, Update};
 
 const TOPIC: TopicId = TopicId(1);
 /// Nodes of a [`Subnet`] start in order, and number their starts.
@@ -295,4 +297,72 @@ fn what_a_filter_wants_later_is_fetched_after_a_reconnect() {
     subnet.filter_changed(1);
     subnet.settle();
     assert_eq!(subnet.delivered(1), [(id, bytes(b"share"))]);
+}
+
+// --- refusals ---
+
+const NARROW: TopicId = TopicId(2);
+const NODE_1: NodeId = NodeId([1; 32]);
+
+/// Two nodes, of which node 1 keeps four slots of each sender.
+fn narrow() -> Subnet {
+    let mut subnet = Subnet::new(2, &topic());
+    let mut config = TopicConfig::new(NARROW, "narrow");
+    subnet.open_at(0, &config);
+    config.slots = 4;
+    subnet.open_at(1, &config);
+    subnet
+}
+
+#[test]
+fn what_a_member_refuses_comes_back_to_its_publisher_once() {
+    let mut subnet = narrow();
+    let made: Vec<_> = (0..6u8).map(|n| subnet.broadcast_on(NARROW, 0, &[n; 10])).collect();
+    subnet.settle();
+    let refused = |id: ArtifactId| Event::Refused { id, by: NODE_1, reason: Refusal::SlotLimit };
+    assert_eq!(subnet.events_on(NARROW, 0), [refused(made[4]), refused(made[5])]);
+    assert_eq!(subnet.events_on(NARROW, 1).len(), 4);
+    rejoin(&mut subnet);
+    assert_eq!(subnet.count(|counters| counters.refused_by_peers), 4, "it is told again, and refuses again");
+    assert_eq!(subnet.events_on(NARROW, 0), [], "but the publisher knows");
+    let next = subnet.broadcast_on(NARROW, 0, b"next");
+    subnet.settle();
+    assert_eq!(subnet.events_on(NARROW, 0), [refused(next)]);
+}
+
+#[test]
+fn a_refusal_of_what_is_aborted_by_then_is_not_told() {
+    let mut subnet = narrow();
+    let made: Vec<_> = (0..6u8).map(|n| subnet.broadcast_on(NARROW, 0, &[n; 10])).collect();
+    subnet.settle();
+    subnet.abort_on(NARROW, 0, &made[4]);
+    let refused = Event::Refused { id: made[5], by: NODE_1, reason: Refusal::SlotLimit };
+    assert_eq!(subnet.events_on(NARROW, 0), [refused]);
+}
+
+#[test]
+fn a_flood_of_false_refusals_tells_the_publisher_nothing() {
+    let mut subnet = Subnet::new(2, &topic());
+    let kept = subnet.broadcast(0, b"kept");
+    subnet.settle();
+    let gone = subnet.broadcast(0, b"gone");
+    subnet.abort(0, &gone);
+    subnet.broadcast(0, b"not told yet");
+    for n in 0..10_000u64 {
+        let (slot, version) = [(0, n + 2), (1, n), (n as u32 + 2, 3), (u32::MAX, n)][n as usize % 4];
+        let (topic, reason) = (TopicId(1 + (n % 3) as u16), Refusal::ArtifactSize);
+        let refused = Refused { topic, slot: Slot(slot), version: Version(version), reason };
+        subnet.bring(1, 0, Incoming::Frame(Frame::Refused(refused)));
+    }
+    assert_eq!(subnet.events(0), []);
+    assert_eq!(subnet.count(|counters| counters.refused_by_peers), 10_000);
+    // What it may refuse it may refuse once.
+    for _ in 0..100 {
+        let refused =
+            Refused { topic: TOPIC, slot: Slot(0), version: Version(1), reason: Refusal::ArtifactSize };
+        subnet.bring(1, 0, Incoming::Frame(Frame::Refused(refused)));
+    }
+    let event = Event::Refused { id: kept, by: NODE_1, reason: Refusal::ArtifactSize };
+    assert_eq!(subnet.events(0), [event]);
+    assert_eq!(HashKind::Blake3.id(b"kept"), kept);
 }

@@ -24,6 +24,7 @@ impl Engine {
         let Some(link) = self.links.get(peer.index()) else { return false };
         link.connection.is_some()
             && (!link.control.is_empty()
+                || !link.refusals.is_empty()
                 || link.replies.0.iter().any(|queue| !queue.is_empty())
                 || self.fetch.has_requests(peer)
                 || self.topics.iter().any(|topic| topic.slots.has_updates(peer)))
@@ -68,6 +69,13 @@ impl Engine {
             }
             batch.push(frame);
             link.control.pop_front();
+        }
+        while link.control.is_empty()
+            && let Some(refused) = link.refusals.front().copied().map(Frame::Refused)
+            && batch.fits(refused.encoded_len())
+        {
+            batch.push(&refused);
+            link.refusals.pop_front();
         }
         (!batch.is_empty()).then(|| Outgoing::Batch { class: Class::Critical, bytes: batch.finish() })
     }

@@ -41,7 +41,7 @@ impl Engine {
             Incoming::Frame(Frame::Open(open)) => self.open(peer, open, fx),
             Incoming::Frame(Frame::Resync(resync)) => self.resync(peer, &resync, now, fx),
             Incoming::Frame(Frame::Update(update)) => self.update(peer, update, now, fx),
-            Incoming::Frame(Frame::Refused(_)) => self.counters.refused_by_peers += 1,
+            Incoming::Frame(Frame::Refused(refused)) => self.refused(peer, refused),
             Incoming::Frame(Frame::Held(held)) => self.held(peer, &held),
             Incoming::PushStarted { key, head } => self.push_started(peer, key, head, now, fx),
             Incoming::Pushed { key, head, body } => self.pushed(peer, key, &head, body, now),
@@ -145,8 +145,8 @@ impl Engine {
     fn refuse(&mut self, peer: PeerIndex, refused: Refused) {
         self.counters.updates_refused += 1;
         let Some(link) = self.links.get_mut(peer.index()) else { return };
-        if link.control.len() < Self::MAX_REFUSALS {
-            link.control.push_back(Frame::Refused(refused));
+        if link.refusals.len() < Self::MAX_REFUSALS {
+            link.refusals.push_back(refused);
         }
     }
 

@@ -1,7 +1,8 @@
-//! What a peer says of itself and of our tables: which start of it speaks, what it listens to, and what it holds already.
+//! What a peer says of itself and of our tables: which start of it speaks, what it listens to, what it holds already, and what
+//! it refuses to hold.
 
 use crate::types::{ConnectionNumber, PeerIndex};
-use crate::wire::{CloseCode, Frame, Held, Hello, Open};
+use crate::wire::{CloseCode, Frame, Held, Hello, Open, Refused};
 
 use super::{Effects, Engine, open_frame, resync_frame};
 
@@ -76,5 +77,13 @@ impl Engine {
         };
         let resumed = held.slots().filter(|(slot, version)| topic.slots.handle_held(peer, *slot, *version));
         self.counters.slots_resumed += resumed.count() as u64;
+    }
+
+    pub(super) fn refused(&mut self, peer: PeerIndex, refused: Refused) {
+        self.counters.refused_by_peers += 1;
+        let Refused { topic, slot, version, reason } = refused;
+        if let Some(topic) = self.index_of(topic).and_then(|index| self.topics.get_mut(index)) {
+            topic.slots.handle_refused(peer, slot, version, reason);
+        }
     }
 }

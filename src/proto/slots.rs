@@ -6,6 +6,7 @@
 //! five times is sent once, a stalled peer costs bits, and a new connection is "all dirty but what the peer says
 //! that it still holds".
 
+mod refusals;
 #[cfg(test)]
 mod tests;
 
@@ -13,13 +14,14 @@ use bytes::Bytes;
 
 use super::DirtySet;
 use crate::types::{ArtifactId, Attribute, Class, IdMap, KeyedState, PeerIndex, Rng, Slot, Version};
-use crate::wire::MAX_SLOTS;
+use crate::wire::{MAX_SLOTS, Refusal};
+use refusals::Refusals;
 
 /// Sizes of one topic's table.
 #[derive(Debug, Clone, Copy)]
 pub struct SlotLimits {
     /// The most artifacts that are active at a time; above [`MAX_SLOTS`] it counts as [`MAX_SLOTS`]. A slot
-    /// costs about 150 bytes once used, and four bits for each connected peer.
+    /// costs about 150 bytes once used, four bits for each connected peer, and three for each that refuses anything.
     pub capacity: u32,
     /// Peers; indices at or above it are ignored.
     pub peers: usize,
@@ -93,11 +95,12 @@ pub struct Next<'a> {
 ///   connection; [`handle_connected`](Slots::handle_connected) once the peer has opened the topic, whose
 ///   result goes out as a [`Resync`](crate::wire::Resync); then [`next_update`](Slots::next_update) whenever
 ///   the link has room; [`put_back`](Slots::put_back) for what did not get out whole;
-///   [`handle_disconnected`](Slots::handle_disconnected).
+///   [`handle_refused`](Slots::handle_refused), and [`next_refusal`](Slots::next_refusal) while the replica
+///   listens; [`handle_disconnected`](Slots::handle_disconnected).
 ///
 /// Promises: one artifact per slot and one slot per artifact; versions grow with every change; of two changes
 /// to a slot only the newer is sent; a peer that may hold an entry of a slot which is free now gets exactly
-/// one `Clear` for it. Does not promise history: a peer that
+/// one `Clear` for it; each refusal of a slot's content is reported once. Does not promise history: a peer that
 /// was away learns the table as it is. A peer that lies about what it holds is not told of it, and nobody else
 /// notices.
 #[derive(Debug)]
@@ -113,6 +116,7 @@ pub struct Slots {
     links: Vec<Option<Link>>,
     /// Slots that peers which have not opened the topic yet hold as they are now.
     held: Vec<Option<DirtySet>>,
+    refusals: Refusals,
 }
 
 #[derive(Debug)]
@@ -149,6 +153,7 @@ impl Slots {
             by_id: IdMap::with_hasher(KeyedState::new(seed)),
             links: (0..limits.peers).map(|_| None).collect(),
             held: vec![None; limits.peers],
+            refusals: Refusals::new(limits.capacity, limits.peers),
         }
     }
 
@@ -199,7 +204,7 @@ impl Slots {
         active
     }
 
-    /// A slot has changed: what peers hold of it is something else.
+    /// A slot has changed: what peers hold of it, or refused, is something else.
     fn forget(&mut self, number: u32) {
         for held in self.held.iter_mut().flatten() {
             held.remove(number);
@@ -207,6 +212,7 @@ impl Slots {
         for link in self.links.iter_mut().flatten() {
             link.last = None;
         }
+        self.refusals.forget(Slot(number));
     }
 
     /// `peer` says that it holds `slot` at `version`, heard from this very table on an older connection; whether
@@ -261,7 +267,7 @@ impl Slots {
         (Version(self.version), Bytes::from(occupied))
     }
 
-    /// The connection is gone; nothing of `peer` is kept.
+    /// The connection is gone; nothing of `peer` is kept but what it refused: that is not reported again.
     pub fn handle_disconnected(&mut self, peer: PeerIndex) {
         if let Some(link) = self.links.get_mut(peer.index()) {
             *link = None;
@@ -269,6 +275,30 @@ impl Slots {
         if let Some(held) = self.held.get_mut(peer.index()) {
             *held = None;
         }
+    }
+
+    /// `peer` refuses to hold what `slot` held at `version`; whether that is to be reported. It is not when the
+    /// slot has changed since, when the peer was not told of it, and when the peer has said so before.
+    pub fn handle_refused(&mut self, peer: PeerIndex, slot: Slot, version: Version, reason: Refusal) -> bool {
+        let told = match self.links.get(peer.index()) {
+            Some(Some(link)) => link.told.contains(slot.0) && !link.is_dirty(slot.0),
+            _ => false,
+        };
+        let current = self.get_slot(slot).is_some_and(|(current, _)| current == version);
+        told && current && self.refusals.insert(peer, slot, reason)
+    }
+
+    /// The next refusal to report: of which artifact, by whom, and why. Those of artifacts that are not active
+    /// any more are never reported.
+    pub fn next_refusal(&mut self) -> Option<(ArtifactId, PeerIndex, Refusal)> {
+        let (peer, slot, reason) = self.refusals.next_untold()?;
+        let (_, active) = self.get_slot(slot)?;
+        Some((active.id, peer, reason))
+    }
+
+    /// Whether there is one.
+    pub fn has_refusals(&self) -> bool {
+        self.refusals.has_untold()
     }
 
     /// Takes the next update out of the peer's dirty set; the caller sends it on the current connection, or
@@ -428,6 +458,10 @@ impl Link {
     fn unmark(&mut self, number: u32) -> bool {
         let word = self.words.remove(number);
         self.bodies.remove(number) || word
+    }
+
+    fn is_dirty(&self, number: u32) -> bool {
+        self.words.contains(number) || self.bodies.contains(number)
     }
 
     /// The next dirty slot from the cursor on, round the table.

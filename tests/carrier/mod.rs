@@ -286,7 +286,7 @@ impl Subnet {
     pub fn delivered(&mut self, node: usize) -> Vec<(ArtifactId, Bytes)> {
         let delivered = |event| match event {
             Event::Delivered { artifact, .. } => Some((artifact.id, artifact.bytes)),
-            Event::Withdrawn { .. } => None,
+            Event::Withdrawn { .. } | Event::Refused { .. } => None,
         };
         self.events(node).into_iter().filter_map(delivered).collect()
     }

@@ -342,3 +342,43 @@ fn what_a_peer_said_it_holds_ends_with_its_connection() {
     slots.handle_connected(PEER);
     assert_eq!(heard(&mut slots).len(), 3);
 }
+
+#[test]
+fn a_refusal_of_what_was_told_is_reported_once() {
+    let mut slots = three_active();
+    slots.handle_connected(PEER);
+    let refuse = |slots: &mut Slots, slot, version, reason| {
+        slots.handle_refused(PEER, Slot(slot), Version(version), reason)
+    };
+    assert!(!refuse(&mut slots, 0, 1, Refusal::SlotLimit), "it was not told of it yet");
+    drain(&mut slots);
+    assert!(refuse(&mut slots, 0, 1, Refusal::SlotLimit) && refuse(&mut slots, 2, 3, Refusal::ArtifactSize));
+    assert!(!refuse(&mut slots, 0, 1, Refusal::ArtifactSize), "it said so before");
+    for (slot, version) in [(1, 1), (1, u64::MAX), (3, 4), (u32::MAX, 1)] {
+        assert!(!refuse(&mut slots, slot, version, Refusal::SlotLimit));
+    }
+    assert!(!slots.handle_refused(OTHER, Slot(0), Version(1), Refusal::SlotLimit), "it is not connected");
+    assert!(slots.has_refusals());
+    assert_eq!(slots.next_refusal(), Some((id(1), PEER, Refusal::SlotLimit)));
+    assert_eq!(slots.next_refusal(), Some((id(3), PEER, Refusal::ArtifactSize)));
+    assert_eq!((slots.next_refusal(), slots.has_refusals()), (None, false));
+    slots.handle_disconnected(PEER);
+    slots.handle_connected(PEER);
+    drain(&mut slots);
+    assert!(!refuse(&mut slots, 0, 1, Refusal::SlotLimit), "a new connection does not make it new");
+}
+
+#[test]
+fn a_refusal_of_what_was_aborted_is_not_reported() {
+    let mut slots = three_active();
+    slots.handle_connected(PEER);
+    drain(&mut slots);
+    assert!(slots.handle_refused(PEER, Slot(0), Version(1), Refusal::SlotLimit));
+    slots.handle_abort(&id(1));
+    assert!(!slots.has_refusals() && slots.next_refusal().is_none());
+    slots.handle_broadcast(own(4, 5)).unwrap();
+    drain(&mut slots);
+    assert!(!slots.handle_refused(PEER, Slot(0), Version(1), Refusal::SlotLimit));
+    assert!(slots.handle_refused(PEER, Slot(0), Version(5), Refusal::SlotLimit));
+    assert_eq!(slots.next_refusal(), Some((id(4), PEER, Refusal::SlotLimit)));
+}
