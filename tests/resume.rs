@@ -9,8 +9,10 @@ use carrier::{Subnet, bytes, topic};
 use corecast::Refusal;
 use corecast::config::{TopicConfig, Verdict};
 use corecast::engine::Event;
-use corecast::types::{ArtifactId, Attribute, Class, HashKind, NodeId, Slot, StreamKey, TopicId, Version};
-use corecast::wire::{Change, Frame, Held, Incoming, PushHead, Refused, Update};
+use corecast::types::{
+    ArtifactId, Attribute, Class, HashKind, NodeId, RegistryVersion, Slot, StreamKey, TopicId, Version,
+};
+use corecast::wire::{Change, Frame, Held, Hello, Incoming, Open, PushHead, Refused, Update};
 
 const TOPIC: TopicId = TopicId(1);
 /// Nodes of a [`Subnet`] start in order, and number their starts.
@@ -165,6 +167,38 @@ fn a_restart_behind_a_cut_that_hides_the_greeting_resumes_nothing() {
     rejoin(&mut subnet);
     assert_eq!(told_since(&subnet, before), [1, 0, 0]);
     assert_eq!(ids(&subnet.delivered(1)), BTreeSet::from([new]));
+}
+
+#[test]
+fn what_an_earlier_start_said_is_not_named_to_the_next_one() {
+    let mut subnet = Subnet::new(2, &topic());
+    subnet.broadcast(0, b"old");
+    subnet.settle();
+    subnet.events(1);
+    subnet.restart(0);
+    let new = subnet.broadcast(0, b"new");
+    // Its greeting arrives, its update does not.
+    let hello = Hello { subnet: [0; 32], lanes: 1, lane: 0, registry: RegistryVersion(1), boot: 3 };
+    subnet.bring(0, 1, Incoming::Frame(Frame::Hello(hello)));
+    rejoin(&mut subnet);
+    assert_eq!((resumed(&subnet), subnet.count(|counters| counters.resumes_stale)), (0, 0));
+    assert_eq!(ids(&subnet.delivered(1)), BTreeSet::from([new]));
+}
+
+#[test]
+fn a_peer_is_told_of_what_it_made_before_a_restart_though_it_is_not_known_yet_that_it_restarted() {
+    let mut subnet = Subnet::new(2, &topic());
+    let id = subnet.broadcast(1, b"share");
+    subnet.settle();
+    assert_eq!(subnet.delivered(0).len(), 1);
+    subnet.validate(0, &id);
+    subnet.settle();
+    subnet.restart(1);
+    // What it listens to overtakes its greeting.
+    let open = Open { topic: TOPIC, slots: 4096, artifact_bytes: 8 << 20 };
+    subnet.bring(1, 0, Incoming::Frame(Frame::Open(open)));
+    subnet.settle();
+    assert_eq!(subnet.delivered(1), [(id, bytes(b"share"))]);
 }
 
 #[test]
