@@ -383,8 +383,10 @@ fn a_flood_of_false_refusals_tells_the_publisher_nothing() {
     subnet.abort(0, &gone);
     subnet.broadcast(0, b"not told yet");
     for n in 0..10_000u64 {
-        let (slot, version) = [(0, n + 2), (1, n), (n as u32 + 2, 3), (u32::MAX, n)][n as usize % 4];
-        let (topic, reason) = (TopicId(1 + (n % 3) as u16), Refusal::ArtifactSize);
+        let round = n / 4;
+        let (slot, version) =
+            [(0, round + 2), (1, round), (round as u32 + 2, 3), (u32::MAX, round)][n as usize % 4];
+        let (topic, reason) = (TopicId(1 + u16::from(n % 100 == 99)), Refusal::ArtifactSize);
         let refused = Refused { topic, slot: Slot(slot), version: Version(version), reason };
         subnet.bring(1, 0, Incoming::Frame(Frame::Refused(refused)));
     }
