@@ -14,6 +14,7 @@
 mod census;
 mod egress;
 mod ingress;
+mod peer;
 mod standing;
 mod topic;
 
@@ -30,10 +31,11 @@ use crate::types::{
     ArtifactId, Attribute, ConnectionNumber, IdMap, Instant, KeyedState, NodeId, PeerIndex, PerClass, Rng,
     StreamKey, TopicId, Verified,
 };
-use crate::wire::{CloseCode, Frame, Hello, Open, Resync};
+use crate::wire::{CloseCode, Frame, Hello, Open, Refusal, Refused, Resync};
 
 pub use census::{ArtifactState, Census};
 
+use peer::Boot;
 use topic::Topic;
 
 /// What an engine must know of its lane.
@@ -119,6 +121,17 @@ pub enum Event {
         /// Its id.
         id: ArtifactId,
     },
+    /// A member does not take an artifact that is active here, for a limit of its own. Told once per member and artifact as
+    /// long as it stays active; the member may still get it from another. Aborting others makes room below a slot limit only
+    /// for artifacts that are broadcast afterwards.
+    Refused {
+        /// The artifact.
+        id: ArtifactId,
+        /// Who refuses it.
+        by: NodeId,
+        /// Which limit.
+        reason: Refusal,
+    },
 }
 
 /// What the caller must carry out.
@@ -154,8 +167,13 @@ pub type Effects = Vec<Effect>;
 #[derive(Debug)]
 struct Link {
     connection: Option<ConnectionNumber>,
-    /// Frames that precede everything else. At most one per topic and kind, and [`Engine::MAX_REFUSALS`].
+    /// Frames that precede everything else. At most one per topic and kind, and what names the slots that are held of the peer,
+    /// about two bytes for each.
     control: VecDeque<Frame>,
+    /// Updates of the peer that were not taken, and that it must hear of; at most [`Engine::MAX_REFUSALS`].
+    refusals: VecDeque<Refused>,
+    /// The peer has said which start of it speaks.
+    greeted: bool,
     /// What the peer listens to.
     opened: BTreeMap<TopicId, Open>,
     /// Requests that wait for their turn; as many as the peer may have streams open.
@@ -171,6 +189,8 @@ impl Link {
         Link {
             connection: None,
             control: VecDeque::new(),
+            refusals: VecDeque::new(),
+            greeted: false,
             opened: BTreeMap::new(),
             replies: PerClass::from_fn(|_| VecDeque::new()),
             carrying: BTreeMap::new(),
@@ -185,6 +205,8 @@ pub struct Engine {
     /// By topic id.
     topics: Vec<Topic>,
     links: Vec<Link>,
+    /// By peer; outlives its connections.
+    boots: Vec<Option<Boot>>,
     fetch: Fetch,
     /// Whom each request of ours went to, and for what.
     requests: BTreeMap<StreamKey, (PeerIndex, TopicId, ArtifactId)>,
@@ -202,8 +224,8 @@ pub struct Engine {
 impl Engine {
     /// Topics that a peer may open, and so frames that it may make us keep.
     const MAX_TOPICS: usize = 256;
-    /// Refusals that wait for room at one peer's link; more are only counted.
-    const MAX_REFUSALS: usize = 1024;
+    /// Refusals that wait for room at one peer's link; more are only counted. A table of the default size fits.
+    const MAX_REFUSALS: usize = 4096;
 
     /// An engine without topics and connections.
     pub fn new(config: EngineConfig) -> Engine {
@@ -221,6 +243,7 @@ impl Engine {
         Engine {
             topics: Vec::new(),
             links: (0..peers).map(|_| Link::new()).collect(),
+            boots: vec![None; peers],
             fetch: Fetch::new(limits, Rng::new(rng.next_u64())),
             requests: BTreeMap::new(),
             carried: IdMap::with_hasher(KeyedState::new(&mut rng)),
@@ -265,12 +288,9 @@ impl Engine {
         fx: &mut Effects,
     ) {
         self.handle_disconnected(peer, now, fx);
-        let artifact_bytes = self.config.limits.artifact_bytes;
         let Some(link) = self.links.get_mut(peer.index()) else { return };
         link.connection = Some(connection);
-        link.control.push_back(Frame::Hello(self.config.hello));
-        link.control
-            .extend(self.topics.iter().map(|topic| Frame::Open(open_frame(topic.config(), artifact_bytes))));
+        self.greet(peer);
         self.fetch.handle_connected(peer);
     }
 
@@ -359,7 +379,7 @@ impl Engine {
                 self.counters.delivered_bytes += artifact.bytes.len() as u64;
             }
             Some(Event::Withdrawn { .. }) => self.counters.withdrawn += 1,
-            None => (),
+            Some(Event::Refused { .. }) | None => (),
         }
         event
     }

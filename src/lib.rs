@@ -20,6 +20,7 @@
 //!                 topic.validate(&artifact.id)?; // relay it
 //!             }
 //!             Event::Withdrawn { id } => println!("{id} is no longer wanted"),
+//!             Event::Refused { id, by, reason } => println!("{by} does not take {id}: {reason:?}"),
 //!         }
 //!         topic.abort(&mine)?; // once it is not needed any more
 //!     }
@@ -81,6 +82,7 @@ pub use quic::Identity;
 pub use types::{
     ArtifactId, Attribute, Class, HashKind, Member, Membership, NodeId, RegistryVersion, TopicId,
 };
+pub use wire::Refusal;
 
 /// The README's example compiles.
 #[cfg(doctest)]

@@ -73,7 +73,11 @@ counters! {
         updates_stale,
         /// Updates refused for a limit.
         updates_refused,
-        /// Updates of ours that a peer refused for its limit.
+        /// Slots not told again after a reconnect, because the peer still held them.
+        slots_resumed,
+        /// Frames that name what a peer holds of an earlier start of this node, or of a topic that is not open.
+        resumes_stale,
+        /// Updates of ours that a peer refused for its limit, repeated and false ones too.
         refused_by_peers,
         /// Updates for topics that nobody here listens to.
         updates_unknown_topic,

@@ -186,6 +186,7 @@ impl Lane {
                 match event {
                     Event::Delivered { artifact, .. } => *self.delivered.entry(artifact.id).or_default() += 1,
                     Event::Withdrawn { id } => drop(self.withdrawn.insert(id)),
+                    Event::Refused { .. } => panic!("{event:?}"),
                 }
             }
         }
@@ -250,4 +251,10 @@ fn a_member_that_was_cut_off_catches_up_and_the_others_did_not_wait() {
     world.run("catching up", |world| world.has_all(3, &second));
     assert!(world.lanes[3].delivered.values().all(|times| *times == 1));
     assert!(world.lanes[3].withdrawn.is_empty());
+    let slots = first.len() as u64;
+    world.run("resuming", |world| world.lanes[0].engine.counters().slots_resumed >= slots);
+    let settled = world.now + Duration::from_secs(2);
+    world.run("the rest", |world| world.now >= settled);
+    let maker = world.lanes[0].engine.counters();
+    assert_eq!(maker.pushes_sent + maker.adverts_sent, 3 * slots, "nothing is told twice");
 }

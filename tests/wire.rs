@@ -6,15 +6,16 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use bytes::{Bytes, BytesMut};
 use corecast::types::{ArtifactId, Attribute, RegistryVersion, Slot, TopicId, Version};
 use corecast::wire::{
-    BatchReader, Change, FRAME_HEADER, FetchRequest, Frame, Hello, MAX_BATCH, MAX_FRAME, MAX_SLOTS, Open,
-    PushHead, Refusal, Refused, ReplyHead, Resync, STREAM_BATCH, STREAM_PUSH, Update, WireError,
+    BatchReader, Change, FRAME_HEADER, FetchRequest, Frame, Held, Hello, MAX_BATCH, MAX_FRAME, MAX_SLOTS,
+    Open, PushHead, Refusal, Refused, ReplyHead, Resync, STREAM_BATCH, STREAM_PUSH, Update, WireError,
 };
-use proptest::collection::vec;
+use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
 
 #[path = "../fuzz/checks.rs"]
@@ -56,6 +57,9 @@ fn frames() -> Vec<(&'static str, Frame)> {
         version: Version(1 << 40),
         occupied: Bytes::from_static(&[0b1010_0101, 0x80]),
     };
+    let slots = [(3, 1 << 40), (4, (1 << 40) + 1), (7, 1), (8, u64::MAX)];
+    let slots = slots.map(|(slot, version)| (Slot(slot), Version(version)));
+    let held = Held::pack(TopicId(5), 0x1122_3344_5566_7788, slots).swap_remove(0);
     let push = Change::Push { attribute: attribute(8), body: Bytes::from_static(b"a body") };
     let advert =
         |relayed, len| Change::Advert { id: id(0x10), size: 1 << 20, relayed, attribute: attribute(len) };
@@ -70,6 +74,7 @@ fn frames() -> Vec<(&'static str, Frame)> {
         ("clear", update(Change::Clear)),
         ("refused_slot_limit", refused(Refusal::SlotLimit)),
         ("refused_artifact_size", refused(Refusal::ArtifactSize)),
+        ("held", Frame::Held(held)),
     ]
 }
 
@@ -236,10 +241,13 @@ fn a_batch_that_ends_inside_a_frame_is_an_error_at_its_end() {
 fn a_payload_shorter_or_longer_than_its_fields_is_an_error() {
     for (name, frame) in frames() {
         let bytes = encode(&frame);
-        let open_ended =
-            matches!(&frame, Frame::Resync(_) | Frame::Update(Update { change: Change::Push { .. }, .. }));
+        let open_ended = matches!(
+            &frame,
+            Frame::Resync(_) | Frame::Held(_) | Frame::Update(Update { change: Change::Push { .. }, .. })
+        );
         let fixed = match &frame {
             Frame::Resync(resync) => bytes.len() - resync.occupied.len(),
+            Frame::Held(_) => FRAME_HEADER + 2 + 8 + 4,
             Frame::Update(Update { change: Change::Push { body, .. }, .. }) => bytes.len() - body.len(),
             _ => bytes.len(),
         };
@@ -324,9 +332,32 @@ fn values_without_meaning_are_refused() {
         Err(WireError::Value { field: "refusal", found: 3 })
     );
     assert_eq!(decode(&raw(0, &[])), Err(WireError::UnknownFrame(0)));
-    assert_eq!(decode(&raw(8, &[])), Err(WireError::UnknownFrame(8)));
+    assert_eq!(decode(&raw(9, &[])), Err(WireError::UnknownFrame(9)));
     assert_eq!(ReplyHead::decode(&[3]), Err(WireError::Value { field: "reply", found: 3 }));
     assert_eq!(FetchRequest::decode(&[4; FetchRequest::LEN]), Err(WireError::UnknownStream(4)));
+}
+
+#[test]
+fn held_versions_have_one_spelling_and_slots_below_the_limit() {
+    let held = |first: u32, versions: &[u8]| raw(8, &[&[0; 10], &first.to_le_bytes()[..], versions].concat());
+    let slots = |bytes: &[u8]| match decode(bytes).map(|mut frames| frames.swap_remove(0)) {
+        Ok(Frame::Held(held)) => Ok(held.slots().collect::<Vec<_>>()),
+        Ok(other) => panic!("not what is held: {other:?}"),
+        Err(error) => Err(error),
+    };
+    assert_eq!(slots(&held(9, &[])), Ok(vec![]));
+    assert_eq!(slots(&held(9, &[0, 4, 0, 1])), Ok(vec![(Slot(10), Version(2)), (Slot(12), Version(1))]));
+    let longest = [&[0xff; 9][..], &[1]].concat();
+    assert_eq!(slots(&held(0, &longest)), Ok(vec![(Slot(0), Version(1 << 63))]));
+    assert_eq!(slots(&held(0, &[0x80])), Err(WireError::Truncated));
+    let spelled = |found| Err(WireError::Value { field: "varint", found });
+    assert_eq!(slots(&held(0, &[0x82, 0])), spelled(0), "a shorter spelling exists");
+    assert_eq!(slots(&held(0, &[&[0xff; 9][..], &[2]].concat())), spelled(2), "more than 64 bits");
+    assert_eq!(slots(&held(0, &[0xff; 11])), spelled(0xff));
+    let limit = u64::from(MAX_SLOTS);
+    assert!(slots(&held(MAX_SLOTS - 1, &[2])).is_ok());
+    assert_eq!(slots(&held(MAX_SLOTS - 1, &[2, 0])), Err(WireError::TooLarge { found: limit + 1, limit }));
+    assert!(matches!(slots(&held(u32::MAX, &[2])), Err(WireError::TooLarge { .. })));
 }
 
 #[test]
@@ -377,7 +408,13 @@ fn any_frame() -> impl Strategy<Value = Frame> {
         let reason = if size { Refusal::ArtifactSize } else { Refusal::SlotLimit };
         Frame::Refused(Refused { topic: TopicId(topic), slot: Slot(slot), version: Version(version), reason })
     });
-    prop_oneof![1 => hello, 1 => open, 1 => resync, 6 => update, 1 => refused]
+    let slots = btree_map(0..MAX_SLOTS, prop_oneof![0..100u64, any::<u64>()], 1..50);
+    let held = (any::<u16>(), any::<u64>(), slots).prop_map(|(topic, boot, slots)| {
+        let slots = slots.into_iter().map(|(slot, version)| (Slot(slot % 100), Version(version)));
+        let slots: BTreeMap<Slot, Version> = slots.collect();
+        Frame::Held(Held::pack(TopicId(topic), boot, slots).swap_remove(0))
+    });
+    prop_oneof![1 => hello, 1 => open, 1 => resync, 6 => update, 1 => refused, 1 => held]
 }
 
 proptest! {
@@ -401,6 +438,31 @@ proptest! {
         }
         prop_assert_eq!(reader.end(), Ok(()));
         prop_assert_eq!(heard, frames);
+    }
+
+    #[test]
+    fn what_is_held_comes_back_slot_by_slot(
+        far in btree_map(0..MAX_SLOTS, 1..=u64::MAX, 0..40),
+        near in btree_map(0..200u32, 1..1000u64, 0..200),
+    ) {
+        let mut held = BTreeMap::new();
+        let mut versions = BTreeSet::new();
+        for (slot, version) in far.into_iter().chain(near) {
+            if versions.insert(version) {
+                held.insert(Slot(slot), Version(version));
+            }
+        }
+        let mut bytes = BytesMut::new();
+        for frame in Held::pack(TopicId(1), 7, held.clone()) {
+            Frame::Held(frame).encode(&mut bytes);
+        }
+        let mut named = BTreeMap::new();
+        for frame in decode(&bytes).unwrap() {
+            let Frame::Held(frame) = frame else { panic!("{frame:?}") };
+            prop_assert_eq!((frame.topic, frame.boot), (TopicId(1), 7));
+            named.extend(frame.slots());
+        }
+        prop_assert_eq!(named, held);
     }
 
     #[test]

@@ -210,7 +210,8 @@ impl Limits {
     /// Adds a topic's share to the sum.
     pub fn add_topic(&mut self, topic: &super::TopicConfig) {
         let lanes = u64::from(self.lanes);
-        let tables = u64::from(topic.slots) * (self.peers as u64 * 128 + 192);
+        // For each peer its slots as they are seen here, and naming them to it after a reconnect.
+        let tables = u64::from(topic.slots) * (self.peers as u64 * (128 + 16) + 192);
         let mut line = |what: String, bytes: u64| self.lines.push(LimitLine { what, bytes });
         line(format!("topic {}: active bodies, own and relayed", topic.name), 2 * lanes * topic.active_bytes);
         line(format!("topic {}: received bodies", topic.name), lanes * topic.pending_bytes);

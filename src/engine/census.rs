@@ -74,8 +74,8 @@ impl Engine {
             census.backlog += (0..self.links.len()).map(backlog).sum::<usize>();
         }
         for link in &self.links {
-            let Link { control, replies, carrying, arriving, .. } = link;
-            census.control += control.len();
+            let Link { control, refusals, replies, carrying, arriving, .. } = link;
+            census.control += control.len() + refusals.len();
             census.replies += replies.0.iter().map(|queue| queue.len()).sum::<usize>();
             census.carried += carrying.len();
             census.arriving += arriving.len();

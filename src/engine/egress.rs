@@ -24,6 +24,7 @@ impl Engine {
         let Some(link) = self.links.get(peer.index()) else { return false };
         link.connection.is_some()
             && (!link.control.is_empty()
+                || !link.refusals.is_empty()
                 || link.replies.0.iter().any(|queue| !queue.is_empty())
                 || self.fetch.has_requests(peer)
                 || self.topics.iter().any(|topic| topic.slots.has_updates(peer)))
@@ -69,6 +70,13 @@ impl Engine {
             batch.push(frame);
             link.control.pop_front();
         }
+        while link.control.is_empty()
+            && let Some(refused) = link.refusals.front().copied().map(Frame::Refused)
+            && batch.fits(refused.encoded_len())
+        {
+            batch.push(&refused);
+            link.refusals.pop_front();
+        }
         (!batch.is_empty()).then(|| Outgoing::Batch { class: Class::Critical, bytes: batch.finish() })
     }
 
@@ -96,13 +104,11 @@ impl Engine {
     }
 
     fn pack(&mut self, index: usize, peer: PeerIndex, batch: &mut BatchBuilder, bodies: bool) -> Packed {
-        let connection = self.links.get(peer.index()).and_then(|link| link.connection);
-        let (Some(topic), Some(connection)) = (self.topics.get_mut(index), connection) else {
-            return Packed::All;
-        };
+        let since = self.heard_since(peer);
+        let (Some(topic), Some(since)) = (self.topics.get_mut(index), since) else { return Packed::All };
         let id = topic.id();
         let (view, slots, pool) = (&topic.view, &mut topic.slots, &topic.pool);
-        let knows = &mut |id: &ArtifactId| view.advertises_since(peer, connection, id);
+        let knows = &mut |id: &ArtifactId| view.advertises_since(peer, since, id);
         while let Some(next) =
             if bodies { slots.next_update(peer, knows) } else { slots.next_word(peer, knows) }
         {

@@ -4,12 +4,11 @@ use crate::config::{Advert, Verdict};
 use crate::proto::{Active, Fault, Heard, Origin, Outcome, ViewEffect};
 use crate::types::{ArtifactId, Attribute, Class, Instant, PeerIndex, StreamKey, TopicId, Verified};
 use crate::wire::{
-    Change, CloseCode, FetchRequest, Frame, Hello, Incoming, Open, PushHead, Refusal, Refused, Reply, Resync,
-    Update,
+    Change, CloseCode, FetchRequest, Frame, Incoming, PushHead, Refusal, Refused, Reply, Resync, Update,
 };
 
 use super::topic::{Entry, Stage};
-use super::{Effect, Effects, Engine, resync_frame};
+use super::{Effect, Effects, Engine};
 
 /// What an advertiser says of an artifact, and how its body comes.
 struct Told {
@@ -42,7 +41,8 @@ impl Engine {
             Incoming::Frame(Frame::Open(open)) => self.open(peer, open, fx),
             Incoming::Frame(Frame::Resync(resync)) => self.resync(peer, &resync, now, fx),
             Incoming::Frame(Frame::Update(update)) => self.update(peer, update, now, fx),
-            Incoming::Frame(Frame::Refused(_)) => self.counters.refused_by_peers += 1,
+            Incoming::Frame(Frame::Refused(refused)) => self.refused(peer, refused),
+            Incoming::Frame(Frame::Held(held)) => self.held(peer, &held),
             Incoming::PushStarted { key, head } => self.push_started(peer, key, head, now, fx),
             Incoming::Pushed { key, head, body } => self.pushed(peer, key, &head, body, now),
             Incoming::PushBroken { key, head } => {
@@ -74,28 +74,9 @@ impl Engine {
         self.drain_fetch_effects(now, fx);
     }
 
-    fn fault(&mut self, peer: PeerIndex, code: CloseCode, fx: &mut Effects) {
+    pub(super) fn fault(&mut self, peer: PeerIndex, code: CloseCode, fx: &mut Effects) {
         self.counters.faults += 1;
         fx.push(Effect::Disconnect { peer, code });
-    }
-
-    fn hello(&mut self, peer: PeerIndex, hello: Hello, fx: &mut Effects) {
-        let ours = &self.config.hello;
-        if (hello.subnet, hello.lanes, hello.lane) != (ours.subnet, ours.lanes, ours.lane) {
-            self.fault(peer, CloseCode::Mismatch, fx);
-        }
-    }
-
-    fn open(&mut self, peer: PeerIndex, open: Open, fx: &mut Effects) {
-        let index = self.index_of(open.topic);
-        let Some(link) = self.links.get_mut(peer.index()) else { return };
-        if link.opened.len() >= Self::MAX_TOPICS {
-            return self.fault(peer, CloseCode::Protocol, fx);
-        }
-        let again = link.opened.insert(open.topic, open).is_some();
-        if let (false, Some(topic)) = (again, index.and_then(|index| self.topics.get_mut(index))) {
-            link.control.push_back(resync_frame(topic, peer));
-        }
     }
 
     fn resync(&mut self, peer: PeerIndex, resync: &Resync, now: Instant, fx: &mut Effects) {
@@ -176,8 +157,8 @@ impl Engine {
         self.counters.updates_refused += 1;
         self.blame(peer, Fault::OverLimit, now);
         let Some(link) = self.links.get_mut(peer.index()) else { return };
-        if link.control.len() < Self::MAX_REFUSALS {
-            link.control.push_back(Frame::Refused(refused));
+        if link.refusals.len() < Self::MAX_REFUSALS {
+            link.refusals.push_back(refused);
         }
     }
 

@@ -106,7 +106,8 @@ pub(super) struct Topic {
     reserved: u64,
     /// Bytes of active bodies that are relays.
     relay_bytes: u64,
-    /// What the replica is to be told. A `Delivered` whose artifact is not `Ready` any more is skipped.
+    /// What the replica is to be told besides refusals, which [`Slots`] keeps. A `Delivered` whose artifact is not `Ready` any
+    /// more is skipped.
     tellings: VecDeque<Telling>,
 }
 
@@ -352,12 +353,12 @@ impl Topic {
     }
 
     pub(super) fn has_events(&self) -> bool {
-        !self.tellings.is_empty()
+        !self.tellings.is_empty() || self.slots.has_refusals()
     }
 
     pub(super) fn poll_event(&mut self, member: impl Fn(PeerIndex) -> Option<NodeId>) -> Option<Event> {
-        loop {
-            match self.tellings.pop_front()? {
+        while let Some(telling) = self.tellings.pop_front() {
+            match telling {
                 Telling::Withdrawn(id) => return Some(Event::Withdrawn { id }),
                 Telling::Delivered(id) if self.stage(&id) == Some(Stage::Ready) => {
                     self.advance(&id, Stage::Delivered);
@@ -371,6 +372,9 @@ impl Topic {
                 Telling::Delivered(_) | Telling::Orphaned(_) => (),
             }
         }
+        // Last: refusals are not urgent, and a member could make one of every artifact.
+        let (id, peer, reason) = self.slots.next_refusal()?;
+        Some(Event::Refused { id, by: member(peer)?, reason })
     }
 
     pub(super) fn pool_bytes(&self) -> (u64, u64) {

@@ -153,15 +153,36 @@ struct Receiver {
     connected: bool,
     flying: VecDeque<Message>,
     fx: Vec<ViewEffect>,
+    /// How often the sender had started when it was heard last, and since which connection.
+    boot: (u64, u64),
+    /// What it held when the connection began, on its way to the sender.
+    held: Vec<(Slot, Version)>,
 }
 
 impl Receiver {
-    fn connect(&mut self, peer: PeerIndex, slots: &mut Slots) {
+    /// Connects; sometimes what it holds arrives before it opens the topic.
+    fn connect(&mut self, peer: PeerIndex, slots: &mut Slots, boot: u64, rng: &mut Rng) {
         self.flying.clear();
         self.connection += 1;
         self.connected = true;
+        if self.boot.0 != boot {
+            self.boot = (boot, self.connection);
+        }
+        self.held = self.view.held(PeerIndex(0), ConnectionNumber(self.boot.1)).collect();
+        if rng.one_in(2) {
+            self.say_held(peer, slots, rng);
+        }
         let (version, occupied) = slots.handle_connected(peer);
         self.flying.push_back(Message::Resync(Resync { topic: TopicId(0), version, occupied }));
+    }
+
+    /// Some of what it held reaches the sender, perhaps again.
+    fn say_held(&self, peer: PeerIndex, slots: &mut Slots, rng: &mut Rng) {
+        for (slot, version) in &self.held {
+            if !rng.one_in(4) {
+                slots.handle_held(peer, *slot, *version);
+            }
+        }
     }
 
     /// Takes one flying message out, wherever it flies: streams are not ordered.
@@ -221,21 +242,29 @@ fn receivers_converge_on_the_senders_active_set_whatever_is_lost_reordered_or_re
                 connected: false,
                 flying: VecDeque::new(),
                 fx: Vec::new(),
+                boot: (0, 0),
+                held: Vec::new(),
             })
             .collect();
+        let mut boot = 1;
         for _ in 0..4_000 {
             let at = rng.below(PEERS as u64) as usize;
             let (peer, receiver) = (PeerIndex(at as u16), &mut receivers[at]);
             match rng.below(200) {
-                0 => receiver.connect(peer, &mut slots),
+                0 => {
+                    slots.handle_disconnected(peer);
+                    receiver.connect(peer, &mut slots, boot, &mut rng);
+                }
                 1 => {
                     receiver.connected = false;
                     slots.handle_disconnected(peer);
                 }
                 2 => {
                     slots = Slots::new(limits, &mut rng);
+                    boot += 1;
                     receivers.iter_mut().for_each(|receiver| receiver.connected = false);
                 }
+                3..6 if receiver.connected => receiver.say_held(peer, &mut slots, &mut rng),
                 3..50 => {
                     let (id, size) = (id(rng.below(20)), rng.below(100) as u32);
                     let origin = if rng.one_in(2) { Origin::Own } else { Origin::Relay };
@@ -250,7 +279,7 @@ fn receivers_converge_on_the_senders_active_set_whatever_is_lost_reordered_or_re
         for (at, receiver) in receivers.iter_mut().enumerate() {
             let peer = PeerIndex(at as u16);
             if !receiver.connected {
-                receiver.connect(peer, &mut slots);
+                receiver.connect(peer, &mut slots, boot, &mut rng);
             }
             while receiver.pull(peer, &mut slots, &mut rng) || !receiver.flying.is_empty() {
                 receiver.deliver(&mut rng);

@@ -3,19 +3,25 @@
 //!
 //! What a peer must still hear is a set of slots, not a queue of messages: an update is built from the slot's
 //! content at the moment the link has room. So an abort before sending costs nothing, a slot that changed
-//! five times is sent once, a stalled peer costs bits, and a new connection is "all dirty".
+//! five times is sent once, a stalled peer costs bits, and a new connection is "all dirty but what the peer says
+//! that it still holds".
+
+mod refusals;
+#[cfg(test)]
+mod tests;
 
 use bytes::Bytes;
 
 use super::DirtySet;
 use crate::types::{ArtifactId, Attribute, Class, IdMap, KeyedState, PeerIndex, Rng, Slot, Version};
-use crate::wire::MAX_SLOTS;
+use crate::wire::{MAX_SLOTS, Refusal};
+use refusals::Refusals;
 
 /// Sizes of one topic's table.
 #[derive(Debug, Clone, Copy)]
 pub struct SlotLimits {
     /// The most artifacts that are active at a time; above [`MAX_SLOTS`] it counts as [`MAX_SLOTS`]. A slot
-    /// costs about 150 bytes once used, and three bits for each connected peer.
+    /// costs about 150 bytes once used, four bits for each connected peer, and three for each that refuses anything.
     pub capacity: u32,
     /// Peers; indices at or above it are ignored.
     pub peers: usize,
@@ -85,14 +91,18 @@ pub struct Next<'a> {
 ///
 /// - The replica's side: [`handle_broadcast`](Slots::handle_broadcast),
 ///   [`handle_abort`](Slots::handle_abort).
-/// - The link's side: [`handle_connected`](Slots::handle_connected) once the peer has opened the topic, whose
+/// - The link's side: [`handle_held`](Slots::handle_held) for what the peer says that it holds of an older
+///   connection; [`handle_connected`](Slots::handle_connected) once the peer has opened the topic, whose
 ///   result goes out as a [`Resync`](crate::wire::Resync); then [`next_update`](Slots::next_update) whenever
 ///   the link has room; [`put_back`](Slots::put_back) for what did not get out whole;
-///   [`handle_disconnected`](Slots::handle_disconnected).
+///   [`handle_refused`](Slots::handle_refused), and [`next_refusal`](Slots::next_refusal) while the replica
+///   listens; [`handle_disconnected`](Slots::handle_disconnected).
 ///
 /// Promises: one artifact per slot and one slot per artifact; versions grow with every change; of two changes
 /// to a slot only the newer is sent; a peer that may hold an entry of a slot which is free now gets exactly
-/// one `Clear` for it. Does not promise history: a peer that was away learns the table as it is.
+/// one `Clear` for it; each refusal of a slot's content is reported once. Does not promise history: a peer that
+/// was away learns the table as it is. A peer that lies about what it holds is not told of it, and nobody else
+/// notices.
 #[derive(Debug)]
 pub struct Slots {
     limits: SlotLimits,
@@ -102,8 +112,11 @@ pub struct Slots {
     /// Free slots below `table.len()`.
     holes: DirtySet,
     by_id: IdMap<Slot>,
-    /// Connected peers.
+    /// Connected peers that have opened the topic.
     links: Vec<Option<Link>>,
+    /// Slots that peers which have not opened the topic yet hold as they are now.
+    held: Vec<Option<DirtySet>>,
+    refusals: Refusals,
 }
 
 #[derive(Debug)]
@@ -139,6 +152,8 @@ impl Slots {
             holes: DirtySet::new(limits.capacity),
             by_id: IdMap::with_hasher(KeyedState::new(seed)),
             links: (0..limits.peers).map(|_| None).collect(),
+            held: vec![None; limits.peers],
+            refusals: Refusals::new(limits.capacity, limits.peers),
         }
     }
 
@@ -161,8 +176,8 @@ impl Slots {
         } else {
             self.table.push(place);
         }
+        self.forget(number);
         for link in self.links.iter_mut().flatten() {
-            link.last = None;
             link.mark(number, pushes);
         }
         self.check();
@@ -178,8 +193,8 @@ impl Slots {
         place.version = version;
         let active = place.active.take();
         self.holes.insert(number);
+        self.forget(number);
         for link in self.links.iter_mut().flatten() {
-            link.last = None;
             link.unmark(number);
             if link.told.contains(number) {
                 link.mark(number, false);
@@ -189,19 +204,57 @@ impl Slots {
         active
     }
 
+    /// A slot has changed: what peers hold of it, or refused, is something else.
+    fn forget(&mut self, number: u32) {
+        for held in self.held.iter_mut().flatten() {
+            held.remove(number);
+        }
+        for link in self.links.iter_mut().flatten() {
+            link.last = None;
+        }
+        self.refusals.forget(Slot(number));
+    }
+
+    /// `peer` says that it holds `slot` at `version`, heard from this very table on an older connection; whether
+    /// the slot need not be told for that. It need not when nothing has changed and nothing was told yet.
+    ///
+    /// It may be said at any time of a connection and any number of times; before the peer has opened the topic
+    /// it is said in time.
+    pub fn handle_held(&mut self, peer: PeerIndex, slot: Slot, version: Version) -> bool {
+        if self.get_slot(slot).is_none_or(|(current, _)| current != version) {
+            return false;
+        }
+        match (self.links.get_mut(peer.index()), self.held.get_mut(peer.index())) {
+            (Some(Some(link)), _) => {
+                let dirty = link.unmark(slot.0);
+                if dirty {
+                    link.told.insert(slot.0);
+                }
+                dirty
+            }
+            (_, Some(held)) => held.get_or_insert_with(|| DirtySet::new(self.limits.capacity)).insert(slot.0),
+            _ => false,
+        }
+    }
+
     /// Begins a connection. Returns the table's version and the bitmap of occupied slots, which the caller
     /// sends as a [`Resync`](crate::wire::Resync) on that connection.
     ///
-    /// Every occupied slot is dirty, and counts as told from now on: the peer keeps its entry of an older
-    /// connection in such a slot, so an abort before the update went out must still say `Clear`.
+    /// Every occupied slot is dirty but those that the peer holds as they are, and every one counts as told from
+    /// now on: the peer keeps its entry of an older connection in such a slot, so an abort before the update
+    /// went out must still say `Clear`.
     pub fn handle_connected(&mut self, peer: PeerIndex) -> (Version, Bytes) {
         let empty = DirtySet::new(self.limits.capacity);
         let (words, bodies, told) = (empty.clone(), empty.clone(), empty);
         let mut link = Link { words, bodies, told, cursor: 0, last: None };
+        let held = self.held.get_mut(peer.index()).and_then(Option::take);
+        let is_held = |number| held.as_ref().is_some_and(|held| held.contains(number));
         let mut occupied = vec![0u8; self.table.len().div_ceil(8)];
         for (number, place) in self.table.iter().enumerate() {
             if let Some(active) = &place.active {
-                link.mark(number as u32, self.limits.pushes(active));
+                if !is_held(number as u32) {
+                    link.mark(number as u32, self.limits.pushes(active));
+                }
                 link.told.insert(number as u32);
                 occupied[number / 8] |= 1 << (number % 8);
             }
@@ -214,17 +267,44 @@ impl Slots {
         (Version(self.version), Bytes::from(occupied))
     }
 
-    /// The connection is gone; nothing of `peer` is kept.
+    /// The connection is gone; nothing of `peer` is kept but what it refused: that is not reported again.
     pub fn handle_disconnected(&mut self, peer: PeerIndex) {
         if let Some(link) = self.links.get_mut(peer.index()) {
             *link = None;
         }
+        if let Some(held) = self.held.get_mut(peer.index()) {
+            *held = None;
+        }
+    }
+
+    /// `peer` refuses to hold what `slot` held at `version`; whether that is to be reported. It is not when the
+    /// slot has changed since, when the peer was not told of it, and when the peer has said so before.
+    pub fn handle_refused(&mut self, peer: PeerIndex, slot: Slot, version: Version, reason: Refusal) -> bool {
+        let told = match self.links.get(peer.index()) {
+            Some(Some(link)) => link.told.contains(slot.0) && !link.is_dirty(slot.0),
+            _ => false,
+        };
+        let current = self.get_slot(slot).is_some_and(|(current, _)| current == version);
+        told && current && self.refusals.insert(peer, slot, reason)
+    }
+
+    /// The next refusal to report: of which artifact, by whom, and why. Those of artifacts that are not active
+    /// any more are never reported.
+    pub fn next_refusal(&mut self) -> Option<(ArtifactId, PeerIndex, Refusal)> {
+        let (peer, slot, reason) = self.refusals.next_untold()?;
+        let (_, active) = self.get_slot(slot)?;
+        Some((active.id, peer, reason))
+    }
+
+    /// Whether there is one.
+    pub fn has_refusals(&self) -> bool {
+        self.refusals.has_untold()
     }
 
     /// Takes the next update out of the peer's dirty set; the caller sends it on the current connection, or
     /// puts it back.
     ///
-    /// `knows` says whether the peer has named the artifact itself **on this connection** (an older claim may
+    /// `knows` says whether the peer has named the artifact itself **since its last start** (an older claim may
     /// predate a restart that lost the body). Such an artifact is passed over; where the peer may hold
     /// another entry of that slot, it gets a `Clear`.
     pub fn next_update(
@@ -374,9 +454,14 @@ impl Link {
         if pushes { &mut self.bodies } else { &mut self.words }.insert(number);
     }
 
-    fn unmark(&mut self, number: u32) {
-        self.words.remove(number);
-        self.bodies.remove(number);
+    /// Whether it was dirty.
+    fn unmark(&mut self, number: u32) -> bool {
+        let word = self.words.remove(number);
+        self.bodies.remove(number) || word
+    }
+
+    fn is_dirty(&self, number: u32) -> bool {
+        self.words.contains(number) || self.bodies.contains(number)
     }
 
     /// The next dirty slot from the cursor on, round the table.
@@ -393,283 +478,5 @@ impl Link {
 impl SlotLimits {
     fn pushes(&self, active: &Active) -> bool {
         active.origin == Origin::Own && (active.size < self.push_threshold || self.class == Class::Critical)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const PEER: PeerIndex = PeerIndex(0);
-    const OTHER: PeerIndex = PeerIndex(1);
-
-    fn id(byte: u8) -> ArtifactId {
-        ArtifactId([byte; 32])
-    }
-
-    fn own(byte: u8, size: u32) -> Active {
-        Active { id: id(byte), size, attribute: Attribute::EMPTY, origin: Origin::Own }
-    }
-
-    fn relay(byte: u8) -> Active {
-        Active { origin: Origin::Relay, ..own(byte, 1) }
-    }
-
-    fn slots(capacity: u32, class: Class) -> Slots {
-        let limits = SlotLimits { capacity, peers: 2, push_threshold: 1000, class };
-        Slots::new(limits, &mut Rng::new(1))
-    }
-
-    /// A table of four slots with one connected peer.
-    fn one_peer() -> Slots {
-        let mut slots = slots(4, Class::High);
-        slots.handle_connected(PEER);
-        slots
-    }
-
-    fn next(slots: &mut Slots) -> Option<(u32, u64, Told<'_>)> {
-        let next = slots.next_update(PEER, &mut |_| false)?;
-        Some((next.slot.0, next.version.0, next.told))
-    }
-
-    fn drain(slots: &mut Slots) {
-        while slots.next_update(PEER, &mut |_| false).is_some() {}
-    }
-
-    #[test]
-    fn a_broadcast_is_told_once_to_each_connected_peer() {
-        let mut slots = one_peer();
-        assert_eq!(slots.handle_broadcast(own(1, 5)), Ok(Slot(0)));
-        assert!(slots.has_updates(PEER) && !slots.has_updates(OTHER));
-        assert_eq!(next(&mut slots), Some((0, 1, Told::Push(&own(1, 5)))));
-        assert_eq!(next(&mut slots), None);
-        assert!(!slots.has_updates(PEER));
-    }
-
-    #[test]
-    fn aborting_before_the_peer_was_told_sends_nothing() {
-        let mut slots = one_peer();
-        slots.handle_broadcast(own(1, 5)).unwrap();
-        assert_eq!(slots.handle_abort(&id(1)), Some(own(1, 5)));
-        assert!(!slots.has_updates(PEER));
-        assert_eq!(next(&mut slots), None);
-    }
-
-    #[test]
-    fn aborting_after_the_peer_was_told_sends_one_clear() {
-        let mut slots = one_peer();
-        slots.handle_broadcast(own(1, 5)).unwrap();
-        drain(&mut slots);
-        slots.handle_abort(&id(1));
-        assert_eq!(next(&mut slots), Some((0, 2, Told::Clear)));
-        assert_eq!(next(&mut slots), None);
-        assert_eq!(slots.handle_abort(&id(1)), None);
-    }
-
-    #[test]
-    fn a_slot_reused_before_its_clear_went_out_tells_only_the_new_artifact() {
-        let mut slots = one_peer();
-        slots.handle_broadcast(own(1, 5)).unwrap();
-        drain(&mut slots);
-        slots.handle_abort(&id(1));
-        assert_eq!(slots.handle_broadcast(own(2, 5)), Ok(Slot(0)));
-        assert_eq!(next(&mut slots), Some((0, 3, Told::Push(&own(2, 5)))));
-        assert_eq!(next(&mut slots), None);
-    }
-
-    #[test]
-    fn the_lowest_free_slot_is_taken_first() {
-        let mut slots = slots(3, Class::High);
-        for byte in 1..=3 {
-            assert_eq!(slots.handle_broadcast(own(byte, 5)), Ok(Slot(u32::from(byte) - 1)));
-        }
-        assert_eq!(slots.handle_broadcast(own(4, 5)), Err(SlotsError::Full));
-        assert_eq!(slots.handle_broadcast(own(2, 5)), Err(SlotsError::Duplicate));
-        slots.handle_abort(&id(3));
-        slots.handle_abort(&id(1));
-        assert_eq!(slots.handle_broadcast(own(4, 5)), Ok(Slot(0)));
-        assert_eq!(slots.handle_broadcast(own(5, 5)), Ok(Slot(2)));
-        assert!(slots.is_full());
-    }
-
-    #[test]
-    fn large_bodies_and_relays_are_adverted_and_critical_ones_pushed() {
-        let mut slots = one_peer();
-        for active in [own(1, 999), own(2, 1000), relay(3)] {
-            slots.handle_broadcast(active).unwrap();
-        }
-        assert_eq!(next(&mut slots), Some((0, 1, Told::Push(&own(1, 999)))));
-        assert_eq!(next(&mut slots), Some((1, 2, Told::Advert(&own(2, 1000)))));
-        assert_eq!(next(&mut slots), Some((2, 3, Told::Advert(&relay(3)))));
-
-        let mut critical = self::slots(4, Class::Critical);
-        critical.handle_connected(PEER);
-        critical.handle_broadcast(own(1, u32::MAX)).unwrap();
-        critical.handle_broadcast(relay(2)).unwrap();
-        assert_eq!(next(&mut critical), Some((0, 1, Told::Push(&own(1, u32::MAX)))));
-        assert_eq!(next(&mut critical), Some((1, 2, Told::Advert(&relay(2)))));
-    }
-
-    #[test]
-    fn a_new_connection_states_the_whole_table_and_hears_all_of_it() {
-        let mut slots = slots(12, Class::High);
-        for byte in 1..=11 {
-            slots.handle_broadcast(own(byte, 5)).unwrap();
-        }
-        for byte in [1, 2, 11] {
-            slots.handle_abort(&id(byte));
-        }
-        let (version, occupied) = slots.handle_connected(PEER);
-        assert_eq!((version, &occupied[..]), (Version(14), &[0b1111_1100, 0b0000_0011][..]));
-        let heard: Vec<u32> = std::iter::from_fn(|| next(&mut slots).map(|(slot, ..)| slot)).collect();
-        assert_eq!(heard, (2..10).collect::<Vec<_>>());
-    }
-
-    #[test]
-    fn an_empty_table_is_stated_by_an_empty_bitmap() {
-        let mut slots = slots(4, Class::High);
-        slots.handle_broadcast(own(1, 5)).unwrap();
-        slots.handle_abort(&id(1));
-        assert_eq!(slots.handle_connected(PEER), (Version(2), Bytes::new()));
-        assert!(!slots.has_updates(PEER));
-    }
-
-    #[test]
-    fn aborting_what_a_resync_stated_sends_a_clear_though_no_update_went_out() {
-        let mut slots = slots(4, Class::High);
-        slots.handle_broadcast(own(1, 5)).unwrap();
-        slots.handle_connected(PEER);
-        slots.handle_abort(&id(1));
-        assert_eq!(next(&mut slots), Some((0, 2, Told::Clear)));
-        assert_eq!(next(&mut slots), None);
-    }
-
-    #[test]
-    fn low_slots_that_change_all_the_time_do_not_starve_high_ones() {
-        let mut slots = one_peer();
-        for byte in 1..=3 {
-            slots.handle_broadcast(own(byte, 5)).unwrap();
-        }
-        let mut heard = Vec::new();
-        for _ in 0..3 {
-            heard.push(next(&mut slots).unwrap().0);
-            slots.handle_abort(&id(1));
-            slots.handle_broadcast(own(1, 5)).unwrap();
-        }
-        assert_eq!(heard, [0, 1, 2]);
-    }
-
-    #[test]
-    fn what_the_peer_advertises_itself_is_passed_over() {
-        let mut slots = one_peer();
-        slots.handle_broadcast(relay(1)).unwrap();
-        slots.handle_broadcast(relay(2)).unwrap();
-        let next = slots.next_update(PEER, &mut |known| *known == id(1)).unwrap();
-        assert_eq!((next.slot, next.told), (Slot(1), Told::Advert(&relay(2))));
-        slots.handle_abort(&id(1));
-        assert!(!slots.has_updates(PEER), "the peer was not told, so nothing is to be cleared");
-    }
-
-    #[test]
-    fn passing_over_an_artifact_clears_what_the_peer_may_hold_in_that_slot() {
-        let mut slots = one_peer();
-        slots.handle_broadcast(own(1, 5)).unwrap();
-        drain(&mut slots);
-        slots.handle_abort(&id(1));
-        slots.handle_broadcast(relay(2)).unwrap();
-        let next = slots.next_update(PEER, &mut |_| true).unwrap();
-        assert_eq!((next.slot, next.version, next.told), (Slot(0), Version(3), Told::Clear));
-        assert!(!slots.has_updates(PEER));
-    }
-
-    #[test]
-    fn an_update_that_was_put_back_is_told_again() {
-        let mut slots = one_peer();
-        slots.handle_broadcast(own(1, 5)).unwrap();
-        drain(&mut slots);
-        slots.put_back(PEER, Slot(0));
-        assert_eq!(next(&mut slots), Some((0, 1, Told::Push(&own(1, 5)))));
-    }
-
-    #[test]
-    fn a_clear_that_was_put_back_is_told_again() {
-        let mut slots = one_peer();
-        slots.handle_broadcast(own(1, 5)).unwrap();
-        drain(&mut slots);
-        slots.handle_abort(&id(1));
-        drain(&mut slots);
-        slots.put_back(PEER, Slot(0));
-        assert_eq!(next(&mut slots), Some((0, 2, Told::Clear)));
-        assert_eq!(next(&mut slots), None);
-    }
-
-    #[test]
-    fn aborting_what_was_put_back_sends_nothing() {
-        let mut slots = one_peer();
-        slots.handle_broadcast(own(1, 5)).unwrap();
-        assert!(next(&mut slots).is_some());
-        slots.put_back(PEER, Slot(0));
-        slots.handle_abort(&id(1));
-        assert_eq!(next(&mut slots), None);
-    }
-
-    #[test]
-    fn what_the_peer_was_told_before_is_not_forgotten_by_putting_back() {
-        let mut slots = one_peer();
-        slots.handle_broadcast(own(1, 5)).unwrap();
-        drain(&mut slots);
-        slots.handle_abort(&id(1));
-        slots.handle_broadcast(own(2, 5)).unwrap();
-        assert!(next(&mut slots).is_some());
-        slots.put_back(PEER, Slot(0));
-        slots.handle_abort(&id(2));
-        assert_eq!(next(&mut slots), Some((0, 4, Told::Clear)));
-    }
-
-    #[test]
-    fn aborting_a_push_that_broke_halfway_sends_a_clear() {
-        let mut slots = one_peer();
-        slots.handle_broadcast(own(1, 5)).unwrap();
-        drain(&mut slots);
-        slots.handle_broken(PEER, Slot(0));
-        slots.handle_abort(&id(1));
-        assert_eq!(next(&mut slots), Some((0, 2, Told::Clear)));
-    }
-
-    #[test]
-    fn words_do_not_wait_for_pushes_on_a_link_without_room_for_bodies() {
-        let mut slots = one_peer();
-        for active in [own(1, 5), relay(2), own(3, 5)] {
-            slots.handle_broadcast(active).unwrap();
-        }
-        let word = slots.next_word(PEER, &mut |_| false).unwrap();
-        assert_eq!((word.slot, word.told), (Slot(1), Told::Advert(&relay(2))));
-        assert_eq!(slots.next_word(PEER, &mut |_| false), None);
-        assert!(!slots.has_words(PEER) && slots.backlog(PEER) == 2);
-        assert_eq!(next(&mut slots).map(|(slot, ..)| slot), Some(2), "the search goes round");
-        slots.handle_abort(&id(3));
-        let word = slots.next_word(PEER, &mut |_| false).unwrap();
-        assert_eq!((word.slot, word.told), (Slot(2), Told::Clear));
-    }
-
-    #[test]
-    fn a_disconnected_peer_has_no_updates() {
-        let mut slots = one_peer();
-        slots.handle_broadcast(own(1, 5)).unwrap();
-        slots.handle_disconnected(PEER);
-        assert!(!slots.has_updates(PEER));
-        slots.put_back(PEER, Slot(0));
-        assert_eq!(next(&mut slots), None);
-    }
-
-    #[test]
-    fn slots_and_peers_out_of_range_are_ignored() {
-        let mut slots = one_peer();
-        let nobody = PeerIndex(9);
-        slots.handle_connected(nobody);
-        slots.handle_disconnected(nobody);
-        slots.put_back(PEER, Slot(3));
-        slots.put_back(nobody, Slot(0));
-        assert!(!slots.has_updates(nobody) && !slots.has_updates(PEER));
     }
 }

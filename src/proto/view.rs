@@ -174,8 +174,9 @@ impl View {
         self.holder(peer, id).is_some()
     }
 
-    /// Whether `peer` names `id` and has done so on `connection` or later: an older claim may predate a
-    /// restart that lost the body. This is what [`Slots::next_update`](super::Slots::next_update) asks.
+    /// Whether `peer` names `id` and has done so on `connection` or later: with the first connection since the
+    /// peer's last start, that the claim does not predate a restart which lost the body. This is what
+    /// [`Slots::next_update`](super::Slots::next_update) asks.
     pub fn advertises_since(&self, peer: PeerIndex, connection: ConnectionNumber, id: &ArtifactId) -> bool {
         self.holder(peer, id).is_some_and(|holder| holder.connection >= connection)
     }
@@ -188,6 +189,25 @@ impl View {
         {
             holders[at].size = size;
         }
+    }
+
+    /// The slots in which `peer` has named an artifact on `since` or a later connection, ascending, each with the
+    /// version at which it did.
+    pub fn held(
+        &self,
+        peer: PeerIndex,
+        since: ConnectionNumber,
+    ) -> impl Iterator<Item = (Slot, Version)> + '_ {
+        let pages =
+            self.tables.get(peer.index()).into_iter().flat_map(|table| table.pages.iter().enumerate());
+        let entries = pages.flat_map(|(number, page)| {
+            let entries = page.iter().flat_map(|entries| entries.iter().enumerate());
+            entries.map(move |(offset, entry)| (Slot((number * PAGE + offset) as u32), entry))
+        });
+        entries.filter_map(move |(slot, entry)| {
+            let entry = entry.as_ref().filter(|entry| entry.id.is_some() && entry.connection >= since)?;
+            Some((slot, entry.version))
+        })
     }
 
     /// Who names `id`, by index, with the size that each says.
@@ -516,6 +536,24 @@ mod tests {
         assert_eq!(world.effects(), [withdrawn(7)]);
         assert_eq!((world.view.len(A), world.view.artifacts()), (0, 1));
         assert_eq!(world.set(A, 1, 0, 1, 7), Heard::Newer);
+    }
+
+    #[test]
+    fn what_is_held_of_a_peer_are_the_slots_it_names_and_their_versions() {
+        let mut world = world();
+        world.set(A, 1, 150, 3, 7);
+        world.set(A, 2, 0, u64::MAX, 8);
+        world.set(A, 2, 1, 1, 9);
+        world.clear(A, 2, 1, 2);
+        world.set(B, 3, 5, 1, 7);
+        world.set(A, 2, 200, 4, 7);
+        let held = |since| {
+            let held = world.view.held(A, ConnectionNumber(since));
+            held.map(|(slot, version)| (slot.0, version.0)).collect::<Vec<_>>()
+        };
+        assert_eq!(held(1), [(0, u64::MAX), (150, 3)]);
+        assert_eq!(held(2), [(0, u64::MAX)]);
+        assert_eq!(world.view.held(PeerIndex(9), ConnectionNumber(0)).count(), 0);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use super::member::topic_id;
 use super::options::Options;
 use crate::types::{ArtifactId, Attribute, Class, RegistryVersion, Rng, Slot, StreamKey, TopicId, Version};
 use crate::wire::{
-    BatchBuilder, BatchReader, Change, FetchRequest, Frame, Hello, Open, Outgoing, PushHead, Refusal,
+    BatchBuilder, BatchReader, Change, FetchRequest, Frame, Held, Hello, Open, Outgoing, PushHead, Refusal,
     Refused, Reply, Resync, Update,
 };
 
@@ -21,6 +21,8 @@ pub(super) struct Hostile {
     largest: u64,
     /// What it has heard of, with the body where it has it.
     heard: BTreeMap<(TopicId, ArtifactId), Option<Bytes>>,
+    /// Starts of others that it has heard of.
+    boots: Vec<u64>,
     keys: u64,
 }
 
@@ -35,7 +37,16 @@ impl Hostile {
         let slots = options.topics.iter().map(|topic| topic.slots).max().unwrap_or(1);
         let largest = options.topics.iter().map(|topic| topic.largest).max().unwrap_or(8);
         let rng = Rng::new(options.seed ^ boot.rotate_left(17));
-        Hostile { rng, boot, topics: options.topics.len(), slots, largest, heard: BTreeMap::new(), keys: 0 }
+        Hostile {
+            rng,
+            boot,
+            topics: options.topics.len(),
+            slots,
+            largest,
+            heard: BTreeMap::new(),
+            boots: vec![0],
+            keys: 0,
+        }
     }
 
     /// What it says first.
@@ -73,9 +84,11 @@ impl Hostile {
                     let id = crate::types::HashKind::Blake3.id(&body);
                     self.heard.insert((topic, id), Some(body));
                 }
+                Frame::Hello(hello) => self.boots.push(hello.boot),
                 _ => (),
             }
         }
+        self.boots.drain(..self.boots.len().saturating_sub(8));
     }
 
     /// Something to say to somebody.
@@ -127,6 +140,16 @@ impl Hostile {
                 return Frame::Refused(Refused { topic, slot, version, reason });
             }
             4 => {
+                let boot = self.boots[self.rng.below(self.boots.len() as u64) as usize];
+                let first = self.rng.below(u64::from(self.slots)) as u32;
+                let last = first + self.rng.below(5) as u32;
+                let held: Vec<_> = (first..=last).map(|slot| (Slot(slot), self.version())).collect();
+                match Held::pack(topic, boot, held).pop() {
+                    Some(held) => return Frame::Held(held),
+                    None => Change::Clear,
+                }
+            }
+            5 => {
                 return Frame::Open(Open { topic, slots: self.rng.below(1 << 20) as u32, artifact_bytes: 1 });
             }
             _ => {

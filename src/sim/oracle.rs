@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
-use super::member::{Known, Member, topic_id, verdict};
+use super::member::{Known, Member, node_id, topic_id, verdict};
 use super::options::Options;
 use super::world::Actor;
 use crate::config::Verdict;
@@ -70,6 +70,13 @@ impl Oracle {
                     }
                 }
                 Ok(None)
+            }
+            Event::Refused { id, by, .. } => {
+                let honest = (0..self.honest).any(|member| node_id(member) == *by);
+                match member.engine.active(topic).contains(id) && !honest {
+                    true => Ok(None),
+                    false => Err(format!("member {node} is told that {by} refuses {id}")),
+                }
             }
         }
     }
@@ -199,7 +206,7 @@ impl Bound {
         Bound {
             artifacts,
             tellings: options.topics.len() * 65 + 3 * artifacts,
-            control: options.members * (2 + 2 * 256 + 1024),
+            control: options.members * (2 + 2 * 256 + 4096),
             pending_bytes,
             body_bytes: active + pending_bytes,
         }

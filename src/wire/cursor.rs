@@ -46,6 +46,24 @@ impl<'a> Cursor<'a> {
         Attribute::new(self.take(len)?).map_err(|AttributeTooLong(found)| WireError::Attribute { found })
     }
 
+    /// A number at seven bits a byte, the lowest first (LEB128), in no more bytes than it takes.
+    pub(super) fn varint(&mut self) -> Result<u64, WireError> {
+        let mut number = 0u64;
+        for shift in (0..u64::BITS).step_by(7) {
+            let byte = self.u8()?;
+            number |= u64::from(byte & 0x7f) << shift;
+            let (padded, overflows) = (shift > 0 && byte == 0, shift == 63 && byte > 1);
+            if padded || overflows {
+                return Err(WireError::Value { field: "varint", found: byte.into() });
+            }
+            if byte < 0x80 {
+                return Ok(number);
+            }
+        }
+        // The tenth byte either ends the number or overflows it.
+        Err(WireError::Value { field: "varint", found: number })
+    }
+
     /// Bytes that are left.
     pub(super) fn remaining(&self) -> usize {
         self.rest.len()

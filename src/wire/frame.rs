@@ -5,6 +5,7 @@
 use bytes::{Buf, Bytes, BytesMut};
 
 use super::cursor::Cursor;
+use super::held::Held;
 use crate::types::{ArtifactId, Attribute, RegistryVersion, Slot, TopicId, Version};
 
 /// First byte of a unidirectional stream of frames.
@@ -30,6 +31,7 @@ const PUSH: u8 = 4;
 const ADVERT: u8 = 5;
 const CLEAR: u8 = 6;
 const REFUSED: u8 = 7;
+const HELD: u8 = 8;
 
 /// Why bytes of a peer are not a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -190,6 +192,8 @@ pub enum Frame {
     Update(Update),
     /// See [`Refused`].
     Refused(Refused),
+    /// See [`Held`].
+    Held(Held),
 }
 
 /// Appends one frame: its header, then what `payload` appends.
@@ -232,6 +236,7 @@ impl Frame {
             Frame::Resync(resync) => 2 + 8 + resync.occupied.len(),
             Frame::Update(update) => return Update::encoded_len(&update.change),
             Frame::Refused(_) => PLACE + 1,
+            Frame::Held(held) => held.payload_len(),
         };
         FRAME_HEADER + payload
     }
@@ -265,6 +270,7 @@ impl Frame {
                     Refusal::ArtifactSize => 2,
                 }]);
             }),
+            Frame::Held(held) => with_header(out, HELD, |out| held.encode(out)),
         }
     }
 
@@ -331,6 +337,7 @@ impl Frame {
                 };
                 Frame::Refused(Refused { topic, slot, version, reason })
             }
+            HELD => return Held::decode(cursor).map(Frame::Held),
             unknown => return Err(WireError::UnknownFrame(unknown)),
         };
         cursor.end().map(|()| frame)

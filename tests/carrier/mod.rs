@@ -96,6 +96,17 @@ impl Subnet {
         }
     }
 
+    /// Opens a topic at one node.
+    pub fn open_at(&mut self, node: usize, topic: &TopicConfig) {
+        assert!(self.engines[node].handle_topic(topic.clone()));
+    }
+
+    /// What `from` would say to `to` next is lost, as on a link that breaks.
+    pub fn say_in_vain(&mut self, from: usize, to: usize) {
+        let (peer, now) = (PeerIndex(to as u16), self.now);
+        while self.engines[from].poll_outgoing(peer, Class::Bulk, now).is_some() {}
+    }
+
     pub fn join(&mut self, a: usize, b: usize) {
         self.links.insert((a, b), true);
         for (node, peer) in [(a, b), (b, a)] {
@@ -138,7 +149,11 @@ impl Subnet {
     }
 
     pub fn abort(&mut self, node: usize, id: &ArtifactId) {
-        self.command(node, Command::Abort { topic: TopicId(1), id: *id });
+        self.abort_on(TopicId(1), node, id);
+    }
+
+    pub fn abort_on(&mut self, topic: TopicId, node: usize, id: &ArtifactId) {
+        self.command(node, Command::Abort { topic, id: *id });
     }
 
     pub fn validate(&mut self, node: usize, id: &ArtifactId) {
@@ -271,7 +286,7 @@ impl Subnet {
     pub fn delivered(&mut self, node: usize) -> Vec<(ArtifactId, Bytes)> {
         let delivered = |event| match event {
             Event::Delivered { artifact, .. } => Some((artifact.id, artifact.bytes)),
-            Event::Withdrawn { .. } => None,
+            Event::Withdrawn { .. } | Event::Refused { .. } => None,
         };
         self.events(node).into_iter().filter_map(delivered).collect()
     }

@@ -116,6 +116,9 @@ fn receive(
                 }
             }
             Some(Arrival::Withdrawn { id }) => relays.withdrawn(&id),
+            Some(Arrival::Refused { id, by, reason }) => {
+                tracing::warn!(%id, %by, ?reason, "a member does not take an artifact: its limits are smaller than ours");
+            }
             None => {}
         }
         relays.expire(Instant::now());

@@ -337,7 +337,7 @@ impl Flow {
     }
 
     fn take(&mut self, subnet: &Subnet, node: usize, topic: usize, arrival: Arrival) {
-        // Withdrawn: the maker aborted, as it does when all have it; one that had not will be missed.
+        // Withdrawn: the maker aborted, as it does when all have it; one that had not, or that refused, will be missed.
         let Arrival::Delivered { id, bytes } = arrival else { return };
         subnet.ports[node][topic].release(&id);
         let Some(stamp) = Stamp::read(&bytes) else { return self.flaws.foreign += 1 };

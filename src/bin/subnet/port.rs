@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use corecast::types::ArtifactId;
+use corecast::types::{ArtifactId, NodeId};
 
 use super::fault::Fault;
 
@@ -41,6 +41,8 @@ pub(crate) enum Arrival {
     Delivered { id: ArtifactId, bytes: Bytes },
     /// Nobody broadcasts it any longer.
     Withdrawn { id: ArtifactId },
+    /// A member does not hold it, for a limit of its own.
+    Refused { id: ArtifactId, by: NodeId, reason: corecast::Refusal },
 }
 
 /// The receiving end of one topic at one node.

@@ -102,6 +102,7 @@ fn arrival(event: Event) -> Arrival {
     match event {
         Event::Delivered { artifact, .. } => Arrival::Delivered { id: artifact.id, bytes: artifact.bytes },
         Event::Withdrawn { id } => Arrival::Withdrawn { id },
+        Event::Refused { id, by, reason } => Arrival::Refused { id, by, reason },
     }
 }
 

@@ -245,8 +245,8 @@ fn receive(shared: &Shared<'_>, node: usize, feed: &mut dyn Feed, writers: &Send
                     return;
                 }
             }
-            // Withdrawn: the maker aborted because all have it.
-            Some(Arrival::Withdrawn { .. }) | None => {}
+            // Withdrawn: the maker aborted because all have it. All nodes have the same limits, so none refuses.
+            Some(Arrival::Withdrawn { .. } | Arrival::Refused { .. }) | None => {}
         }
     }
 }
