@@ -234,8 +234,11 @@ fn broadcast(shared: &Shared<'_>, node: usize, body: &Bytes) -> Result<Option<Ar
 }
 
 fn receive(shared: &Shared<'_>, node: usize, feed: &mut dyn Feed, writers: &Sender<Write>) {
-    while !shared.over.load(Ordering::Relaxed) {
-        match feed.next(GLANCE) {
+    loop {
+        let over = shared.over.load(Ordering::Relaxed);
+        // What came by the end is still looked at: it may have come twice.
+        let next = if over { feed.try_next() } else { feed.next(GLANCE) };
+        match next {
             Some(Arrival::Delivered { id, bytes }) => {
                 shared.ledger.arrived(id, node, bytes.len());
                 if shared.relay {
@@ -246,7 +249,9 @@ fn receive(shared: &Shared<'_>, node: usize, feed: &mut dyn Feed, writers: &Send
                 }
             }
             // Withdrawn: the maker aborted because all have it. All nodes have the same limits, so none refuses.
-            Some(Arrival::Withdrawn { .. } | Arrival::Refused { .. }) | None => {}
+            Some(Arrival::Withdrawn { .. } | Arrival::Refused { .. }) => {}
+            None if over => return,
+            None => {}
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Who has which artifact: when all have it, it is aborted and its maker may go on.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -27,6 +27,8 @@ pub(crate) struct Ledger {
 
 struct State {
     underway: HashMap<ArtifactId, Entry>,
+    /// What every node has written. No artifact is made twice: each carries its path.
+    done: HashSet<ArtifactId>,
     makers: Vec<Window>,
     totals: Totals,
     fault: Option<Fault>,
@@ -85,7 +87,7 @@ impl Ledger {
             latency: Latency::new()?,
         };
         let makers = vec![Window::default(); ports.len()];
-        let state = State { underway: HashMap::new(), makers, totals, fault: None };
+        let state = State { underway: HashMap::new(), done: HashSet::new(), makers, totals, fault: None };
         Ok(Ledger { ports, relay, state: Mutex::new(state), changed: Condvar::new() })
     }
 
@@ -121,9 +123,9 @@ impl Ledger {
     pub(crate) fn arrived(&self, id: ArtifactId, node: usize, bytes: usize) {
         let now = Instant::now();
         let mut state = self.lock();
-        let State { underway, totals, .. } = &mut *state;
+        let State { underway, totals, done, .. } = &mut *state;
         let entry = underway.entry(id).or_insert_with(Entry::new);
-        if entry.arrived & (1 << node) != 0 {
+        if entry.arrived & (1 << node) != 0 || done.contains(&id) {
             drop(state);
             return self.fail(Fault::new(Exit::Software, format!("artifact {id} came to node {node} twice")));
         }
@@ -150,6 +152,7 @@ impl Ledger {
         if !state.underway.get(id).is_some_and(complete) {
             return;
         }
+        state.done.insert(*id);
         if let Some(made) = state.underway.remove(id).and_then(|entry| entry.made) {
             match self.relay {
                 true => self.ports.iter().for_each(|port| port.abort(id)),
