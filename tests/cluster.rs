@@ -3,7 +3,7 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use corecast::sim::{self, Failure, Report};
+use corecast::sim::{self, Failure, Report, Scenario};
 
 /// Runs so many seeds on all cores; the first failure by seed.
 fn swarm(seeds: u64, run: impl Fn(u64) -> Result<Report, Failure> + Sync) -> (u64, Option<Failure>) {
@@ -38,6 +38,16 @@ fn mixed_seeds_hold() {
     let (events, failure) = swarm(1_000, sim::run);
     assert!(failure.is_none(), "{}", failure.unwrap());
     assert!(events > 1_000_000, "the seeds hardly do anything: {events} events");
+}
+
+#[test]
+fn directed_scenarios_hold() {
+    for scenario in Scenario::ALL {
+        let (_, failure) = swarm(25, |seed| sim::run_scenario(scenario, seed));
+        if let Some(failure) = failure {
+            panic!("{scenario}: {failure}");
+        }
+    }
 }
 
 #[test]

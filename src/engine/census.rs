@@ -96,6 +96,11 @@ impl Engine {
         })
     }
 
+    /// How often an artifact was forgotten, since the start: one that comes again after that is new.
+    pub fn forgotten(&self) -> u64 {
+        self.topics.iter().map(Topic::forgotten).sum()
+    }
+
     /// What is broadcast or relayed from here.
     pub fn active(&self, topic: TopicId) -> BTreeSet<ArtifactId> {
         self.topic(topic)

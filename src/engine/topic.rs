@@ -104,6 +104,8 @@ pub(super) struct Topic {
     stuck: BTreeSet<(Instant, ArtifactId)>,
     /// Bytes set aside for bodies that are on their way.
     reserved: u64,
+    /// Artifacts that have left the ledger.
+    forgotten: u64,
     /// Bytes of active bodies that are relays.
     relay_bytes: u64,
     /// What the replica is to be told besides refusals, which [`Slots`] keeps. A `Delivered` whose artifact is not `Ready` any
@@ -137,6 +139,7 @@ impl Topic {
             tickets: 0,
             stuck: BTreeSet::new(),
             reserved: 0,
+            forgotten: 0,
             relay_bytes: 0,
             tellings: VecDeque::new(),
             config,
@@ -201,6 +204,7 @@ impl Topic {
     /// Takes an artifact out; what was known of it.
     pub(super) fn leave(&mut self, id: &ArtifactId) -> Option<Entry> {
         let entry = self.ledger.remove(id)?;
+        self.forgotten += 1;
         self.reserved -= entry.reserved();
         if entry.stage == Stage::Starved {
             self.starved.remove(&entry.ticket);
@@ -340,6 +344,11 @@ impl Topic {
     /// Artifacts of which something is known.
     pub(super) fn artifacts(&self) -> usize {
         self.ledger.len()
+    }
+
+    /// How often an artifact was forgotten.
+    pub(super) fn forgotten(&self) -> u64 {
+        self.forgotten
     }
 
     /// Events that wait for the replica, skipped ones included.

@@ -326,6 +326,9 @@ impl super::member::Member {
     /// What was released and is not named any more may come back as something new.
     pub(super) fn forget_unnamed(&mut self) {
         let engine = &self.engine;
+        if std::mem::replace(&mut self.forgotten, engine.forgotten()) == engine.forgotten() {
+            return;
+        }
         self.known
             .retain(|(topic, id), known| *known != Known::Released || engine.state_of(*topic, id).is_some());
     }

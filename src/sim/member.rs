@@ -45,6 +45,8 @@ pub(super) struct Member {
     pub(super) known: BTreeMap<(TopicId, ArtifactId), Known>,
     /// What the replica has had since the start. Others who still have it need not tell: it was let go of on purpose.
     pub(super) had: BTreeSet<(TopicId, ArtifactId)>,
+    /// How often the engine had forgotten something, when it was last looked.
+    pub(super) forgotten: u64,
     /// Broadcasts and relays that the engine has not given back.
     reserved: BTreeMap<TopicId, Reserved>,
     generation: Arc<AtomicU64>,
@@ -103,6 +105,7 @@ impl Member {
             own: BTreeSet::new(),
             known: BTreeMap::new(),
             had: BTreeSet::new(),
+            forgotten: 0,
             reserved: BTreeMap::new(),
             generation,
             connections: 0,

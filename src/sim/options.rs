@@ -81,7 +81,7 @@ pub struct TopicOptions {
 /// What replicas do.
 #[derive(Debug, Clone)]
 pub struct Habits {
-    /// The mean time between two acts of one member.
+    /// The mean time between two acts of one member; zero for none.
     pub act_every: Duration,
     /// Of a hundred acts, how many are aborts; most others are broadcasts.
     pub abort_percent: u64,
@@ -98,7 +98,7 @@ pub struct Habits {
 /// What hostile members do.
 #[derive(Debug, Clone, Default)]
 pub struct Lies {
-    /// The mean time between two lies of one hostile member.
+    /// The mean time between two lies of one hostile member; zero for none.
     pub every: Duration,
     /// Of a hundred requests, how many it answers with silence.
     pub silent_percent: u64,

@@ -330,10 +330,10 @@ impl World {
             }
         }
         let (act, lie) = (self.options.habits.act_every, self.options.lies.every);
-        if node < honest && self.chaos {
+        if node < honest && self.chaos && !act.is_zero() {
             let delay = self.around(act);
             self.after(delay, Happening::Act { node });
-        } else if node >= honest && self.lies {
+        } else if node >= honest && self.lies && !lie.is_zero() {
             let delay = self.around(lie);
             self.after(delay, Happening::Lie { node });
         }
