@@ -32,7 +32,8 @@
 //!
 //! A pure core and a thin shell. Nothing below [`node`] reads a clock, opens a socket or draws randomness: the core is handed all
 //! three. Arrows point one way and `tests/tidy.rs` holds them: [`types`] ← [`wire`], [`sync`], [`metrics`], [`config`] ←
-//! [`proto`] ← [`engine`]; [`quic`] uses wire and types; `node` uses everything.
+//! [`proto`] ← [`engine`]; [`quic`] uses wire and types; `node`, the shell, uses everything; [`sim`] is the other shell, in
+//! virtual time, under faults and hostile members.
 //!
 //! ```text
 //! out    replica → handle → lane queue → engine → pool, slots → per-peer dirty set → egress by class → quic stream → datagrams
@@ -54,6 +55,16 @@
 //! | P5 | a slow peer or consumer does not delay the others | [`engine`]: all is built when it is pulled |
 //! | P6 | each body crosses each link at most once, none twice | [`engine`]: one stage per artifact; [`proto::Fetch`] |
 //! | P7 | critical overtakes bulk at every hop | [`sync`], [`engine`], [`quic`]: bulk is held back |
+//!
+//! | | watched by [`sim`], in every run |
+//! |---|---|
+//! | P1 | after the faults, within a stated bound, every active artifact is wherever it is wanted |
+//! | P2 | the bytes of every delivery |
+//! | P3 | at rest nobody believes that another has what it has not |
+//! | P4 | a census while it runs; at the end nothing is left |
+//! | P5 | the scenario of a stalled peer |
+//! | P6 | no artifact is handed over twice |
+//! | P7 | not yet; each hop has its own tests |
 #![deny(unsafe_code)]
 
 pub mod types;

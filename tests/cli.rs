@@ -99,6 +99,21 @@ fn unknown_commands_and_flags_get_a_hint() {
     desk.fails("registry shew", 64, "'show'; `corecast registry --help` says what is allowed");
     let load = tool(env!("CARGO_BIN_EXE_corecast-load"), desk.0.path(), "bulky");
     refused(&load, "corecast-load", "bulky", 64, "possible values: bulk, small, latency");
+    let line = "sim --scenario nonsense";
+    let load = tool(env!("CARGO_BIN_EXE_corecast-load"), desk.0.path(), line);
+    refused(&load, "corecast-load", line, 64, "possible values: late-joiner, ");
+}
+
+#[test]
+fn simulated_seeds_end_with_one_line() {
+    let desk = Desk::new();
+    for line in ["sim --seeds 3 --first-seed 7", "sim --seeds 3 --scenario maker-dies"] {
+        let output = tool(env!("CARGO_BIN_EXE_corecast-load"), desk.0.path(), line);
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert_eq!(output.status.code(), Some(0), "{line}: {text}");
+        let summary = text.lines().last().unwrap();
+        assert!(summary.starts_with("sim: 3 seeds, ") && summary.ends_with(", 0 failures"), "{summary}");
+    }
 }
 
 #[test]

@@ -79,15 +79,27 @@ impl Scenario {
     ];
 
     /// Its name on a command line.
-    pub fn name(self) -> String {
-        let mut name = String::new();
-        for letter in format!("{self:?}").chars() {
-            if letter.is_uppercase() && !name.is_empty() {
-                name.push('-');
-            }
-            name.extend(letter.to_lowercase());
+    pub fn name(self) -> &'static str {
+        match self {
+            Scenario::LateJoiner => "late-joiner",
+            Scenario::FlappingLink => "flapping-link",
+            Scenario::ReceiverRestart => "receiver-restart",
+            Scenario::SenderRestart => "sender-restart",
+            Scenario::ShrinkToOne => "shrink-to-one",
+            Scenario::StaleUpdates => "stale-updates",
+            Scenario::SlotLimit => "slot-limit",
+            Scenario::SharedIds => "shared-ids",
+            Scenario::AdvertiserLeaves => "advertiser-leaves",
+            Scenario::FilterFlips => "filter-flips",
+            Scenario::Liars => "liars",
+            Scenario::PushDuringFetch => "push-during-fetch",
+            Scenario::AbortStorm => "abort-storm",
+            Scenario::MakerDies => "maker-dies",
+            Scenario::PartitionHeals => "partition-heals",
+            Scenario::StalledPeer => "stalled-peer",
+            Scenario::ReconnectWithMany => "reconnect-with-many",
+            Scenario::EveryTopicFull => "every-topic-full",
         }
-        name
     }
 
     pub(super) fn options(self, seed: u64) -> Options {
@@ -175,7 +187,7 @@ impl Scenario {
 
 impl fmt::Display for Scenario {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.name())
+        f.write_str(self.name())
     }
 }
 

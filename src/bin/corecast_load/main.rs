@@ -1,6 +1,7 @@
 //! corecast-load: how much, how fast, at what cost, with all nodes of a subnet in this process.
 
 mod report;
+mod sim;
 #[path = "../subnet/mod.rs"]
 #[allow(dead_code, reason = "each tool uses its part")]
 mod subnet;
@@ -10,7 +11,7 @@ mod workload;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::Parser;
+use clap::{Args, Parser, Subcommand};
 
 use subnet::cores::{self, CoreList};
 use subnet::fault::{Exit, Fault};
@@ -22,9 +23,24 @@ use workload::{Makers, Workload};
 /// Bytes of an artifact: the stamp that tells them apart, up to the most that a node takes.
 const SIZES: std::ops::RangeInclusive<i64> = flow::STAMP as i64..=64 << 20;
 
-/// Measure a subnet whose nodes all run in this process, over loopback.
+/// Measure a subnet whose nodes all run in this process, over loopback; or simulate one.
 #[derive(Debug, Parser)]
 #[command(name = "corecast-load", version, max_term_width = 100)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+struct Cli {
+    #[command(subcommand)]
+    tool: Option<Tool>,
+    #[command(flatten)]
+    options: Option<Options>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Tool {
+    /// Run the engine in virtual time under faults and hostile members, by seed, and check every promise
+    Sim(sim::SimOptions),
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct Options {
     /// bulk: large artifacts, as many as go through. small: the same with small ones. latency: at fixed times, one by one
     #[arg(value_enum)]
@@ -66,8 +82,12 @@ pub(crate) struct Options {
 
 fn main() -> ExitCode {
     memory::keep_freed();
-    match terminal::parse::<Options>().and_then(|options| options.map_or(Ok(()), |options| measure(&options)))
-    {
+    let done = terminal::parse::<Cli>().and_then(|cli| match cli {
+        Some(Cli { tool: Some(Tool::Sim(options)), .. }) => sim::run(&options),
+        Some(Cli { options: Some(options), .. }) => measure(&options),
+        Some(_) | None => Ok(()),
+    });
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(fault) => fault.report("corecast-load"),
     }
