@@ -91,7 +91,7 @@ fn replay(advertised: &mut BTreeMap<ArtifactId, BTreeSet<PeerIndex>>, fx: &mut V
 
 #[test]
 fn a_view_agrees_with_the_naive_one_after_every_random_operation() {
-    for seed in 0..20 {
+    for seed in 0..50 {
         let mut rng = Rng::new(seed);
         let mut view = View::new(ViewLimits { slots_per_peer: SLOTS, peers: PEERS }, &mut rng);
         let (mut naive, mut fx, mut replayed) = (NaiveView::default(), Vec::new(), BTreeMap::new());
