@@ -197,6 +197,9 @@ impl World {
             self.send(node, peer, connection, greeting);
             return Ok(());
         }
+        if matches!(self.actors[peer], Actor::Off) {
+            self.expect_silence(node, peer);
+        }
         self.with_member(node, |member, now, fx| member.connect(peer, now, fx))
     }
 
