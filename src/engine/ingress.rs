@@ -272,7 +272,15 @@ impl Engine {
         loop {
             let fed = self.next_fed(index);
             let Some(topic) = self.topics.get_mut(index) else { return };
-            let Some(id) = fed else { if topic.yield_room(now) { continue } else { return } };
+            let Some(id) = fed else {
+                let Some(stuck) = topic.pop_stuck(now) else { return };
+                // A peer that serves one body after another is slow, not silent.
+                match self.fetch.is_served(topic.id(), &stuck, now) {
+                    true => topic.stick(&stuck, now),
+                    false => topic.yield_room(&stuck),
+                }
+                continue;
+            };
             topic.advance(&id, Stage::Fetching);
             // A relay's advert may overtake the maker's push.
             let pushed = topic.entry(&id).is_some_and(|entry| {

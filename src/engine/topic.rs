@@ -327,18 +327,20 @@ impl Topic {
         Some(*at)
     }
 
-    /// Frees what is set aside for a body that nobody has served for long enough, if somebody starves; whether it did.
-    pub(super) fn yield_room(&mut self, now: Instant) -> bool {
-        if self.next_yield().is_none_or(|at| at > now) {
-            return false;
-        }
-        let Some((_, id)) = self.stuck.pop_first() else { return false };
-        if let Some(entry) = self.ledger.get_mut(&id) {
+    /// An artifact that nobody has served for long enough, while others starve.
+    pub(super) fn pop_stuck(&mut self, now: Instant) -> Option<ArtifactId> {
+        self.next_yield().filter(|at| *at <= now)?;
+        let (_, id) = self.stuck.pop_first()?;
+        self.ledger.get_mut(&id)?.yields_at = None;
+        Some(id)
+    }
+
+    /// Frees what is set aside for a body.
+    pub(super) fn yield_room(&mut self, id: &ArtifactId) {
+        if let Some(entry) = self.ledger.get_mut(id) {
             self.reserved -= entry.reserved();
             entry.yielded = true;
-            entry.yields_at = None;
         }
-        true
     }
 
     /// Artifacts of which something is known.

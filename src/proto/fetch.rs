@@ -286,6 +286,7 @@ impl Fetch {
         self.tick(now);
         let Some(state) = self.peers.get_mut(peer.index()) else { return };
         let Some(&slot) = state.flights.get(&key) else { return };
+        state.heard_at = Some(now);
         let task = &mut self.tasks[slot];
         let class = task.class;
         let Some(flight) = task.flight_mut(key) else { return };
@@ -324,6 +325,7 @@ impl Fetch {
         state.latency.judge(outcome);
         match outcome {
             Outcome::Found => {
+                state.heard_at = Some(now);
                 state.busy[class].relax();
                 self.end_flight(slot, key, State::Fresh);
                 self.end_task(slot, fx);
@@ -393,6 +395,16 @@ impl Fetch {
     /// Whether `id` is being fetched, or waits to be.
     pub fn is_wanted(&self, topic: TopicId, id: &ArtifactId) -> bool {
         self.by_id.contains_key(&(topic, *id))
+    }
+
+    /// Whether `id` has been asked of a peer that sends bodies: if not this one, then others before it.
+    pub fn is_served(&self, topic: TopicId, id: &ArtifactId, now: Instant) -> bool {
+        let Some(task) = self.by_id.get(&(topic, *id)).and_then(|slot| self.tasks.get(*slot)) else {
+            return false;
+        };
+        let recent = |at: Instant| now.saturating_since(at) < self.limits.hedge_max;
+        let sends = |peer: PeerIndex| self.peers.get(peer.index())?.heard_at.filter(|at| recent(*at));
+        task.flights.iter().any(|flight| sends(flight.peer).is_some())
     }
 
     /// Fetches.
