@@ -45,6 +45,8 @@ pub(super) struct Member {
     pub(super) known: BTreeMap<(TopicId, ArtifactId), Known>,
     /// What the replica has had since the start. Others who still have it need not tell: it was let go of on purpose.
     pub(super) had: BTreeSet<(TopicId, ArtifactId)>,
+    /// Refusals that it has been told of what is active now.
+    pub(super) refused: BTreeSet<(TopicId, ArtifactId, NodeId)>,
     /// Broadcasts and relays that the engine has not given back.
     reserved: BTreeMap<TopicId, Reserved>,
     generation: Arc<AtomicU64>,
@@ -103,6 +105,7 @@ impl Member {
             own: BTreeSet::new(),
             known: BTreeMap::new(),
             had: BTreeSet::new(),
+            refused: BTreeSet::new(),
             reserved: BTreeMap::new(),
             generation,
             connections: 0,
@@ -163,6 +166,7 @@ impl Member {
     /// Ends whatever the replica has to do with an artifact.
     pub(super) fn abort(&mut self, topic: TopicId, id: ArtifactId, now: Instant, fx: &mut Effects) {
         self.own.remove(&(topic, id));
+        self.refused.retain(|(of, what, _)| (*of, *what) != (topic, id));
         if let Some(known) = self.known.get_mut(&(topic, id)).filter(|known| **known != Known::Leaving) {
             *known = Known::Released;
         }
