@@ -6,14 +6,45 @@ use super::flow::{Flow, FlowId, What};
 use super::hostile::Answer;
 use super::net::{Cargo, REQUEST_BYTES, listens};
 use super::world::{Actor, Happening, World};
-use crate::engine::Effects;
-use crate::types::{HashKind, PeerIndex, StreamKey, Verified};
+use crate::engine::{ArtifactState, Effects};
+use crate::types::{ArtifactId, HashKind, PeerIndex, StreamKey, TopicId, Verified};
 use crate::wire::{BatchReader, Incoming, Outgoing, PushHead, Reply};
 
 /// Pieces in which an answer comes before its last.
 const DRIPS: u64 = 3;
 
 impl World {
+    /// An honest member is about to send something: a body only while it is active there.
+    pub(super) fn check_sent(&self, from: usize, to: usize, outgoing: &Outgoing) -> Result<(), String> {
+        let Some(Actor::Honest(member)) = self.actors.get(from) else { return Ok(()) };
+        let named = match outgoing {
+            Outgoing::Push { head, .. } => match PushHead::decode(head.get(1..).unwrap_or_default()) {
+                Ok(Some((head, _))) => Some((head.topic, head.id)),
+                _ => return Err(format!("S14: member {from} pushes with a head that does not decode")),
+            },
+            Outgoing::Reply { key, reply: Reply::Found(_), .. } => {
+                self.flows.find(from, to, *key).and_then(|id| self.flows.requested(id))
+            }
+            _ => None,
+        };
+        match named {
+            Some((topic, id)) if member.engine.state_of(topic, &id) != Some(ArtifactState::Active) => {
+                Err(format!("P5: member {from} sends {to} the body of {id}, which is not active there"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// After an abort: no stream of the member carries the body on.
+    pub(super) fn check_aborted(&self, node: usize, topic: TopicId, id: &ArtifactId) -> Result<(), String> {
+        let Some(Actor::Honest(member)) = self.actors.get(node) else { return Ok(()) };
+        let active = member.engine.state_of(topic, id) == Some(ArtifactState::Active);
+        match !active && self.flows.carries(node, topic, id) {
+            true => Err(format!("P5: member {node} still sends the body of {id}, which it has aborted")),
+            false => Ok(()),
+        }
+    }
+
     /// `from` gives its link something.
     pub(super) fn send(&mut self, from: usize, to: usize, connection: u64, outgoing: Outgoing) {
         match outgoing {

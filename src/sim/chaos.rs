@@ -232,7 +232,9 @@ impl World {
         self.after(delay, Happening::Act { node });
         let habits = self.options.habits.clone();
         if self.rng.one_in(habits.stall_one_in) {
-            let length = Duration::from_millis(self.rng.below(1_000));
+            // Now and then it is away for as long as the chaos lasts.
+            let most = if self.rng.one_in(8) { 10_000 } else { 1_000 };
+            let length = Duration::from_millis(self.rng.below(most));
             if let Some(Actor::Honest(member)) = self.actors.get_mut(node) {
                 member.stalled_until = self.now + length;
                 self.after(length, Happening::Wake { node });
@@ -253,7 +255,12 @@ impl World {
         let Some(Actor::Honest(member)) = self.actors.get(node) else { return Ok(()) };
         let at = self.rng.below(member.own.len().max(1) as u64) as usize;
         let Some((topic, id)) = member.own.iter().nth(at).copied() else { return Ok(()) };
-        self.with_member(node, |member, now, fx| member.abort(topic, id, now, fx))
+        self.abort(node, topic, id)
+    }
+
+    fn abort(&mut self, node: usize, topic: TopicId, id: ArtifactId) -> Result<(), String> {
+        self.with_member(node, |member, now, fx| member.abort(topic, id, now, fx))?;
+        self.check_aborted(node, topic, &id)
     }
 
     fn broadcast_one(&mut self, node: usize) -> Result<(), String> {
@@ -303,9 +310,7 @@ impl World {
             }
             Some(Known::Held) => self.with_member(node, |member, now, fx| member.release(topic, id, now, fx)),
             // Told that it is withdrawn.
-            Some(Known::Relayed) => {
-                self.with_member(node, |member, now, fx| member.abort(topic, id, now, fx))
-            }
+            Some(Known::Relayed) => self.abort(node, topic, id),
             Some(Known::Released | Known::Leaving) | None => Ok(()),
         }
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
-use crate::types::StreamKey;
+use crate::types::{ArtifactId, StreamKey, TopicId};
 use crate::wire::{FetchRequest, PushHead, Reply};
 
 /// Names a stream of the whole run.
@@ -76,6 +76,28 @@ impl Flows {
     /// The stream that `node` knows by `key` on its link to `peer`.
     pub(super) fn find(&self, node: usize, peer: usize, key: StreamKey) -> Option<FlowId> {
         self.by_key.get(&(node, peer, key)).copied()
+    }
+
+    /// What a request asks for.
+    pub(super) fn requested(&self, id: FlowId) -> Option<(TopicId, ArtifactId)> {
+        match &self.flows.get(&id)?.what {
+            What::Fetch { request, .. } => Some((request.topic, request.id)),
+            What::Push { .. } => None,
+        }
+    }
+
+    /// Whether `node` sends the body of an artifact to anybody, pushed or as an answer.
+    pub(super) fn carries(&self, node: usize, topic: TopicId, id: &ArtifactId) -> bool {
+        self.flows.values().any(|flow| {
+            let (end, of) = match &flow.what {
+                What::Push { head, .. } => (flow.opener, (head.topic, head.id)),
+                What::Fetch { request, answer: Some(Reply::Found(_)), .. } => {
+                    (flow.other, (request.topic, request.id))
+                }
+                What::Fetch { .. } => return false,
+            };
+            end.node == node && !end.done && of == (topic, *id)
+        })
     }
 
     /// Both ends have done with it.

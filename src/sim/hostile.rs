@@ -23,6 +23,8 @@ pub(super) struct Hostile {
     heard: BTreeMap<(TopicId, ArtifactId), Option<Bytes>>,
     /// Starts of others that it has heard of.
     boots: Vec<u64>,
+    /// Places in tables of others that it was told of lately.
+    places: Vec<(TopicId, Slot, Version)>,
     keys: u64,
 }
 
@@ -45,6 +47,7 @@ impl Hostile {
             largest,
             heard: BTreeMap::new(),
             boots: vec![0],
+            places: Vec::new(),
             keys: 0,
         }
     }
@@ -76,6 +79,9 @@ impl Hostile {
             return;
         }
         for frame in frames {
+            if let Frame::Update(Update { topic, slot, version, .. }) = &frame {
+                self.places.push((*topic, *slot, *version));
+            }
             match frame {
                 Frame::Update(Update { topic, change: Change::Advert { id, .. }, .. }) => {
                     self.heard.entry((topic, id)).or_default();
@@ -89,6 +95,7 @@ impl Hostile {
             }
         }
         self.boots.drain(..self.boots.len().saturating_sub(8));
+        self.places.drain(..self.places.len().saturating_sub(8));
     }
 
     /// Something to say to somebody.
@@ -137,6 +144,10 @@ impl Hostile {
             2 => return self.resync(topic),
             3 => {
                 let reason = if self.rng.one_in(2) { Refusal::SlotLimit } else { Refusal::ArtifactSize };
+                // What was truly told, as often as not: perhaps again.
+                let made_up = (topic, slot, version);
+                let at = self.rng.below(2 * self.places.len() as u64 + 1) as usize;
+                let (topic, slot, version) = self.places.get(at).copied().unwrap_or(made_up);
                 return Frame::Refused(Refused { topic, slot, version, reason });
             }
             4 => {

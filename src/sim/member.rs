@@ -47,6 +47,8 @@ pub(super) struct Member {
     pub(super) had: BTreeSet<(TopicId, ArtifactId)>,
     /// How often the engine had forgotten something, when it was last looked.
     pub(super) forgotten: u64,
+    /// Refusals that it has been told of what is active now.
+    pub(super) refused: BTreeSet<(TopicId, ArtifactId, NodeId)>,
     /// Broadcasts and relays that the engine has not given back.
     reserved: BTreeMap<TopicId, Reserved>,
     generation: Arc<AtomicU64>,
@@ -106,6 +108,7 @@ impl Member {
             known: BTreeMap::new(),
             had: BTreeSet::new(),
             forgotten: 0,
+            refused: BTreeSet::new(),
             reserved: BTreeMap::new(),
             generation,
             connections: 0,
@@ -166,6 +169,7 @@ impl Member {
     /// Ends whatever the replica has to do with an artifact.
     pub(super) fn abort(&mut self, topic: TopicId, id: ArtifactId, now: Instant, fx: &mut Effects) {
         self.own.remove(&(topic, id));
+        self.refused.retain(|(of, what, _)| (*of, *what) != (topic, id));
         if let Some(known) = self.known.get_mut(&(topic, id)).filter(|known| **known != Known::Leaving) {
             *known = Known::Released;
         }

@@ -8,7 +8,7 @@ use super::member::{Known, Member, node_id, topic_id, verdict};
 use super::options::Options;
 use super::world::Actor;
 use crate::config::Verdict;
-use crate::engine::{Census, Event};
+use crate::engine::{ArtifactState, Census, Event};
 use crate::types::{ArtifactId, PeerIndex, TopicId};
 
 /// See the module.
@@ -73,9 +73,11 @@ impl Oracle {
             }
             Event::Refused { id, by, .. } => {
                 let honest = (0..self.honest).any(|member| node_id(member) == *by);
-                match member.engine.active(topic).contains(id) && !honest {
-                    true => Ok(None),
-                    false => Err(format!("member {node} is told that {by} refuses {id}")),
+                let new = member.refused.insert((topic, *id, *by));
+                match (member.engine.active(topic).contains(id) && !honest, new) {
+                    (true, true) => Ok(None),
+                    (true, false) => Err(format!("P6: member {node} is told again that {by} refuses {id}")),
+                    (false, _) => Err(format!("member {node} is told that {by} refuses {id}")),
                 }
             }
         }
@@ -143,6 +145,7 @@ impl Oracle {
             if [requests, replies, carried, arriving, control, backlog] != [0; 6] {
                 return Err(format!("L2: member {a} is not at rest: {:?}", member.engine.census()));
             }
+            check_known(a, member)?;
             for (b, other) in self.members(actors).filter(|(b, _)| *b != a) {
                 for topic in (0..options.topics.len()).map(topic_id) {
                     let (active, seen) =
@@ -185,6 +188,26 @@ impl Oracle {
             Actor::Hostile(_) | Actor::Off => None,
         })
     }
+}
+
+/// What a replica was told, at rest, is what the engine holds: whatever it still has, somebody still names.
+fn check_known(node: usize, member: &Member) -> Result<(), String> {
+    for ((topic, id), known) in &member.known {
+        let state = member.engine.state_of(*topic, id);
+        let named = member.engine.is_named(*topic, id);
+        let right = match known {
+            Known::Held => state == Some(ArtifactState::Delivered) && named,
+            Known::Relayed => state == Some(ArtifactState::Active) && named,
+            Known::Released => true,
+            Known::Leaving => false,
+        };
+        if !right {
+            return Err(format!(
+                "P7: {id} is {known:?} to the replica of {node}, and {state:?}, named: {named}"
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// What a member may hold at most.

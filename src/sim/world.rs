@@ -399,7 +399,7 @@ impl World {
             }
             let moved = due | !fx.is_empty();
             self.carry_out(node, fx)?;
-            if !(self.send_all(node) | self.consume(node)? | moved) {
+            if !(self.send_all(node)? | self.consume(node)? | moved) {
                 self.arm(node);
                 return self.oracle.check_member(node, &self.actors, &self.options);
             }
@@ -408,7 +408,7 @@ impl World {
     }
 
     /// Sends what the engine has for every peer with room; whether it had something.
-    fn send_all(&mut self, node: usize) -> bool {
+    fn send_all(&mut self, node: usize) -> Result<bool, String> {
         let mut sent = false;
         for peer in (0..self.options.members).filter(|peer| *peer != node) {
             while let Some(connection) = self.net.side(node, peer) {
@@ -416,11 +416,12 @@ impl World {
                 let Some(Actor::Honest(member)) = self.actors.get_mut(node) else { break };
                 let index = PeerIndex(peer as u16);
                 let Some(outgoing) = member.engine.poll_outgoing(index, room, self.now) else { break };
+                self.check_sent(node, peer, &outgoing)?;
                 self.send(node, peer, connection, outgoing);
                 sent = true;
             }
         }
-        sent
+        Ok(sent)
     }
 
     fn consume(&mut self, node: usize) -> Result<bool, String> {
