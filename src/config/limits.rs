@@ -139,7 +139,7 @@ pub struct Limits {
     pub fetch_per_peer: PerClass<u32>,
     /// Bytes requested from one peer and not yet received.
     pub fetch_peer_bytes: PerClass<u64>,
-    /// Bytes requested by the lane and not yet received.
+    /// Bytes requested by the lane and not yet received, but for requests that a peer leaves unanswered for too long.
     pub fetch_lane_bytes: PerClass<u64>,
     /// Largest artifact.
     pub artifact_bytes: u32,
@@ -204,8 +204,9 @@ impl Limits {
         line(format!("pushes in assembly ({} a link)", self.pushes_in_assembly), {
             links * self.pushes_in_assembly as u64 * body
         });
-        let fetching: u64 = self.fetch_lane_bytes.0.iter().sum();
-        line(format!("fetches in assembly ({lanes} lanes)"), lanes * fetching);
+        // What a silent peer owes does not count against the lane, so only each peer's own budget bounds the sum.
+        let fetching: u64 = self.fetch_peer_bytes.0.iter().sum();
+        line(format!("fetches in assembly ({links} links)"), links * fetching);
         line("frames in assembly".to_owned(), links * u64::from(self.uni_streams) * MAX_BATCH as u64);
         line("commands that wait".to_owned(), lanes * 4 * settings.commands as u64 * 128);
         line("batches being sent".to_owned(), links * 4 * MAX_FRAME as u64);

@@ -1,7 +1,7 @@
 //! What peers' faults lead to: those in poor standing are asked last, and what they alone name waits for the rest. Nothing
 //! else: no connection ends for it, for then a hostile member could provoke faults to part two honest ones.
 
-use crate::proto::{Fault, Standing};
+use crate::proto::Fault;
 use crate::types::{ArtifactId, Instant, PeerIndex};
 
 use super::Engine;
@@ -34,16 +34,6 @@ impl Engine {
     /// When the next of them is due.
     pub(super) fn next_healing(&self) -> Option<Instant> {
         self.poor.values().min().copied()
-    }
-
-    /// How a peer stands.
-    pub fn peer_standing(&self, peer: PeerIndex) -> Standing {
-        if self.poor.contains_key(&peer) { Standing::Poor } else { Standing::Good }
-    }
-
-    /// How often a peer has committed a fault.
-    pub fn faults(&self, peer: PeerIndex, fault: Fault) -> u64 {
-        self.score.count(peer, fault)
     }
 
     /// The next starved artifact to fetch: of the first that have room, one that a peer in good standing names, if there is any.

@@ -116,7 +116,7 @@ pub(super) struct Topic {
 impl Topic {
     /// Starved artifacts among which is chosen.
     const CHOICE: usize = 64;
-    /// How long a body that nobody serves keeps its room from others: longer than any silence of an honest peer that is slow.
+    /// How long a body that nobody serves keeps its room from others. A peer that still sends other bodies gets as long again.
     const PATIENCE: Duration = Duration::from_secs(1);
 
     pub(super) fn new(config: TopicConfig, peers: usize, rng: &mut Rng) -> Topic {

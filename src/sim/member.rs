@@ -57,13 +57,16 @@ pub(super) struct Member {
     topics: usize,
 }
 
+/// The filter's generation at which it wants nothing later any more.
+pub(super) const SETTLED: u64 = 4;
+
 /// The filter's verdict, which every member shares: a later one comes with the generation.
 pub(super) fn verdict(topic: &TopicOptions, id: &ArtifactId, generation: u64) -> Verdict {
     let draw = u64::from(id.0[7]) * 100 / 256;
     match () {
         () if draw < topic.discard_percent => Verdict::Discard,
         () if draw < topic.discard_percent + topic.later_percent
-            && (u64::from(id.0[8]) % 4) >= generation =>
+            && (u64::from(id.0[8]) % SETTLED) >= generation =>
         {
             Verdict::Later
         }

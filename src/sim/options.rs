@@ -170,12 +170,6 @@ impl Options {
             self.topics.iter().map(|topic| (turn + lie).mul_f64(topic.turns(members))).sum();
         2 * self.links.idle_timeout + Duration::from_secs(2) + hedges + 20 * trip + 2 * transfer + turns
     }
-
-    /// Whether nothing disturbs the run.
-    pub fn is_calm(&self) -> bool {
-        let Faults { cut_every, crash_every, pause_every, close_every, .. } = self.faults;
-        self.hostile == 0 && [cut_every, crash_every, pause_every, close_every].iter().all(Duration::is_zero)
-    }
 }
 
 impl TopicOptions {

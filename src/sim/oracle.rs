@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
-use super::member::{Known, Member, node_id, topic_id, verdict};
+use super::member::{Known, Member, SETTLED, node_id, topic_id, verdict};
 use super::options::Options;
 use super::world::Actor;
 use crate::config::Verdict;
@@ -14,8 +14,9 @@ use crate::types::{ArtifactId, PeerIndex, TopicId};
 /// See the module.
 pub(super) struct Oracle {
     delivered: u64,
-    /// What was withdrawn or never delivered may be delivered; what is here may not.
+    /// Members before this one are honest.
     honest: usize,
+    /// Turns of each member since its start: what it holds is counted every sixteenth.
     steps: Vec<u64>,
 }
 
@@ -83,7 +84,7 @@ impl Oracle {
         }
     }
 
-    /// After every turn of a member: what it holds is within its bounds, and traces of what was released go with the names.
+    /// After turns of a member: what it holds is within its bounds.
     pub(super) fn check_member(
         &mut self,
         node: usize,
@@ -121,7 +122,7 @@ impl Oracle {
         for (maker, member) in self.members(actors) {
             for (number, topic) in options.topics.iter().enumerate() {
                 for id in member.engine.active(topic_id(number)) {
-                    if verdict(topic, &id, 4) != Verdict::Want {
+                    if verdict(topic, &id, SETTLED) != Verdict::Want {
                         continue;
                     }
                     let lacks = |(_, other): &(usize, &Member)| !other.had.contains(&(topic_id(number), id));

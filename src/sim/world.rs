@@ -8,7 +8,7 @@ use bytes::Bytes;
 use super::Report;
 use super::flow::Flows;
 use super::hostile::Hostile;
-use super::member::Member;
+use super::member::{Member, SETTLED};
 use super::net::{Cargo, Net};
 use super::options::Options;
 use super::oracle::Oracle;
@@ -173,7 +173,7 @@ impl World {
     /// Ends all faults; every active artifact must be everywhere within the bound, and then nothing may be left to do.
     pub(super) fn make_peace(&mut self) -> Result<(), String> {
         self.chaos = false;
-        self.generation = 4;
+        self.generation = SETTLED;
         let peace = self.now;
         for a in 0..self.options.members {
             for b in 0..self.options.members {
@@ -189,7 +189,7 @@ impl World {
             self.with_member(node, |member, now, fx| {
                 member.paused_until = now;
                 member.stalled_until = now;
-                let (topics, generation) = (member.topics(), 4);
+                let (topics, generation) = (member.topics(), SETTLED);
                 member.change_filter(topics, generation, now, fx);
             })?;
         }
