@@ -18,6 +18,7 @@ mod dial;
 mod door;
 mod driver;
 mod egress;
+mod handshake;
 mod identity;
 mod ingress;
 mod keys;
@@ -45,6 +46,8 @@ use egress::SendWindows;
 use link::{Abandoned, Link, Phase, Shared, StreamLimits};
 use timers::{Timer, Timers};
 use tls::Tls;
+
+pub(crate) use handshake::{Handshakes, alert_of, identity_of};
 
 use crate::types::{
     Class, ConnectionNumber, Ecn, Instant, Membership, NodeId, PeerIndex, Received, Rng, StreamKey, Transmit,
@@ -126,7 +129,7 @@ struct Peer {
 pub struct Quic {
     config: QuicConfig,
     clock: Clock,
-    tls: Tls,
+    handshakes: Box<dyn Handshakes>,
     transport: Arc<TransportConfig>,
     endpoint: Endpoint,
     first_ids: Arc<FirstIds>,
@@ -157,12 +160,20 @@ pub struct Quic {
 impl Quic {
     /// A transport without connections; its dials are due at once.
     pub fn new(config: QuicConfig) -> Result<Quic, QuicError> {
+        let tls = Tls::new(&config.identity)?;
+        Quic::with_handshakes(config, Box::new(tls))
+    }
+
+    /// The same with another handshake than TLS: for the simulator.
+    pub(crate) fn with_handshakes(
+        config: QuicConfig,
+        handshakes: Box<dyn Handshakes>,
+    ) -> Result<Quic, QuicError> {
         config.check()?;
         let clock = Clock::new(config.epoch);
         let mut rng = Rng::new(config.seed);
-        let tls = Tls::new(&config.identity)?;
         let transport = config.transport()?;
-        let server = config.server(&tls, &config.membership, &transport, clock.clone())?;
+        let server = config.server(&*handshakes, &config.membership, &transport, clock.clone())?;
         let endpoint = Endpoint::new(config.endpoint()?, Some(server), true, None);
         let send_windows = SendWindows { bulk: config.send_window, urgent_reserve: config.urgent_reserve };
         let limits = StreamLimits {
@@ -174,7 +185,7 @@ impl Quic {
         let membership = config.membership.clone();
         let mut quic = Quic {
             clock,
-            tls,
+            handshakes,
             transport,
             endpoint,
             first_ids: Arc::new(FirstIds::new(&mut rng)),

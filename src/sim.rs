@@ -15,17 +15,20 @@ mod carry;
 mod chaos;
 mod flow;
 mod hostile;
+mod lane;
 mod member;
 mod net;
 mod options;
 mod oracle;
+mod path;
+mod plain;
 mod scenario;
 mod world;
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-pub use options::{Faults, Habits, Lies, Links, Options, TopicOptions};
+pub use options::{Datagrams, Faults, Habits, Level, Lies, Links, Options, TopicOptions};
 pub use scenario::Scenario;
 use world::World;
 
@@ -58,13 +61,14 @@ impl fmt::Display for Failure {
 }
 
 /// A mixed run: everything that the seed chooses.
-pub fn run(seed: u64) -> Result<Report, Failure> {
-    guard(Options::mixed(seed), |world| world.run())
+pub fn run(seed: u64, level: Level) -> Result<Report, Failure> {
+    guard(Options::mixed(seed, level), |world| world.run())
 }
 
 /// A directed run of `scenario`, varied by the seed.
-pub fn run_scenario(scenario: Scenario, seed: u64) -> Result<Report, Failure> {
-    guard(scenario.options(seed), |world| scenario.play(world))
+pub fn run_scenario(scenario: Scenario, seed: u64, level: Level) -> Result<Report, Failure> {
+    let options = Options { level, ..scenario.options(seed) };
+    guard(options, |world| scenario.play(world))
 }
 
 fn guard(options: Options, play: impl FnOnce(&mut World) -> Result<(), String>) -> Result<Report, Failure> {

@@ -3,7 +3,7 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use corecast::sim::{self, Failure, Report, Scenario};
+use corecast::sim::{self, Failure, Level, Report, Scenario};
 
 /// Runs so many seeds on all cores; the first failure by seed.
 fn swarm(seeds: u64, run: impl Fn(u64) -> Result<Report, Failure> + Sync) -> (u64, Option<Failure>) {
@@ -35,7 +35,7 @@ fn swarm(seeds: u64, run: impl Fn(u64) -> Result<Report, Failure> + Sync) -> (u6
 
 #[test]
 fn mixed_seeds_hold() {
-    let (events, failure) = swarm(1_000, sim::run);
+    let (events, failure) = swarm(1_000, |seed| sim::run(seed, Level::Messages));
     assert!(failure.is_none(), "{}", failure.unwrap());
     assert!(events > 1_000_000, "the seeds hardly do anything: {events} events");
 }
@@ -43,7 +43,7 @@ fn mixed_seeds_hold() {
 #[test]
 fn directed_scenarios_hold() {
     for scenario in Scenario::ALL {
-        let (_, failure) = swarm(25, |seed| sim::run_scenario(scenario, seed));
+        let (_, failure) = swarm(25, |seed| sim::run_scenario(scenario, seed, Level::Messages));
         if let Some(failure) = failure {
             panic!("{scenario}: {failure}");
         }
@@ -54,7 +54,7 @@ fn directed_scenarios_hold() {
 fn seeds_that_failed_once_hold() {
     // 7491: bodies that came slowly over a full link lost their room to others, and came again and again.
     for seed in [6_375, 7_491] {
-        if let Err(failure) = sim::run(seed) {
+        if let Err(failure) = sim::run(seed, Level::Messages) {
             panic!("{failure}");
         }
     }
@@ -62,7 +62,9 @@ fn seeds_that_failed_once_hold() {
 
 #[test]
 fn the_same_seed_gives_the_same_run() {
-    for seed in 0..20 {
-        assert_eq!(sim::run(seed).unwrap(), sim::run(seed).unwrap());
+    for level in [Level::Messages, Level::Quic] {
+        for seed in 0..10 {
+            assert_eq!(sim::run(seed, level).unwrap(), sim::run(seed, level).unwrap());
+        }
     }
 }

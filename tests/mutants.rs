@@ -225,7 +225,7 @@ fn main() {
                     if seed >= end.load(SeqCst) {
                         return;
                     }
-                    if let Err(failure) = corecast::sim::run(seed) {
+                    if let Err(failure) = corecast::sim::run(seed, corecast::sim::Level::Messages) {
                         let mut found = found.lock().unwrap();
                         if end.fetch_min(seed, SeqCst) > seed {
                             *found = Some((seed, failure.what));

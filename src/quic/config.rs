@@ -13,8 +13,8 @@ use quinn_proto::{
 use siphasher::sip::SipHasher13;
 
 use super::congestion::Congestion;
+use super::handshake::Handshakes;
 use super::identity::Identity;
-use super::tls::Tls;
 use crate::types::{HashKind, Instant, Membership, NodeId, Rng, TopicId};
 
 /// Tells which hash names a topic's artifacts; `None` for topics that this node does not know. Topics may be
@@ -254,13 +254,13 @@ impl QuicConfig {
 
     pub(super) fn server(
         &self,
-        tls: &Tls,
+        handshakes: &dyn Handshakes,
         membership: &Arc<Membership>,
         transport: &Arc<TransportConfig>,
         clock: Clock,
     ) -> Result<Arc<ServerConfig>, QuicError> {
         let token_key = self.identity.token_key(&self.membership.subnet_hash(), self.lane, self.seed);
-        let mut server = ServerConfig::new(tls.server(membership.clone())?, Arc::new(token_key));
+        let mut server = ServerConfig::new(handshakes.server(membership.clone())?, Arc::new(token_key));
         let mut no_tokens = ValidationTokenConfig::default();
         no_tokens.sent(0).lifetime(Duration::ZERO).log(Arc::new(NoneTokenLog));
         server
@@ -278,13 +278,13 @@ impl QuicConfig {
 
     pub(super) fn client(
         &self,
-        tls: &Tls,
+        handshakes: &dyn Handshakes,
         peer: NodeId,
         transport: &Arc<TransportConfig>,
         first_ids: &Arc<FirstIds>,
     ) -> Result<quinn_proto::ClientConfig, QuicError> {
         let ids = first_ids.clone();
-        let mut client = quinn_proto::ClientConfig::new(tls.client(peer)?);
+        let mut client = quinn_proto::ClientConfig::new(handshakes.client(peer)?);
         client
             .transport_config(transport.clone())
             .token_store(Arc::new(NoneTokenStore))

@@ -7,7 +7,7 @@ use super::counters::Rejection;
 use super::ingress::Offence;
 use super::link::{Link, Milestone, Phase};
 use super::timers::Timer;
-use super::{Disconnect, Event, Quic, count_losses, tls};
+use super::{Disconnect, Event, Quic, count_losses, handshake};
 use crate::types::{ConnectionNumber, Instant, PeerIndex};
 use crate::wire::{CloseCode, Incoming};
 
@@ -30,9 +30,11 @@ impl Quic {
         let Some(target) = entry.dialer.target() else { return };
         let id = entry.id;
         let started =
-            self.config.client(&self.tls, id, &self.transport, &self.first_ids).ok().and_then(|client| {
-                self.endpoint.connect(self.clock.to_std(now), client, target, tls::SERVER_NAME).ok()
-            });
+            self.config.client(&*self.handshakes, id, &self.transport, &self.first_ids).ok().and_then(
+                |client| {
+                    self.endpoint.connect(self.clock.to_std(now), client, target, handshake::SERVER_NAME).ok()
+                },
+            );
         let Some((ConnectionHandle(handle), connection)) = started else {
             self.shared.counters.reject(Rejection::Other);
             return self.schedule_dial(peer, now);
@@ -126,7 +128,7 @@ impl Quic {
     /// The handshake is over: now the peer has proved its key.
     fn handle_connected(&mut self, handle: usize, link: &mut Link, now: Instant) {
         let Phase::Handshake { client, .. } = link.phase else { return };
-        let id = tls::peer_of(&link.connection);
+        let id = handshake::peer_of(&link.connection);
         let peer = id.and_then(|id| self.membership.index_of(&id));
         // The membership may have changed since the handshake began.
         let Some((peer, entry)) = peer.and_then(|peer| Some((peer, self.peers.get_mut(peer.index())?)))
@@ -246,7 +248,7 @@ impl super::Peer {
 /// Why a handshake failed.
 pub(super) fn rejection(error: &ConnectionError) -> Rejection {
     match error {
-        ConnectionError::TransportError(error) => tls::rejection_of(error.code.into()),
+        ConnectionError::TransportError(error) => handshake::rejection_of(error.code.into()),
         ConnectionError::ConnectionClosed(_) | ConnectionError::ApplicationClosed(_) => Rejection::ByPeer,
         ConnectionError::TimedOut => Rejection::TimedOut,
         ConnectionError::VersionMismatch

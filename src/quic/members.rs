@@ -18,7 +18,8 @@ impl Quic {
     pub fn set_membership(&mut self, now: Instant, membership: &Arc<Membership>) {
         self.set_now(now);
         // Fails only where `new` would have failed. Then nobody is accepted.
-        let server = self.config.server(&self.tls, membership, &self.transport, self.clock.clone()).ok();
+        let server =
+            self.config.server(&*self.handshakes, membership, &self.transport, self.clock.clone()).ok();
         self.endpoint.set_server_config(server);
         self.door.set_membership(membership);
         self.adopt(now, membership);

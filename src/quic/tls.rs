@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use quinn_proto::crypto;
 use quinn_proto::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use rustls::client::AlwaysResolvesClientRawPublicKeys;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -16,13 +17,12 @@ use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, 
 
 use super::config::QuicError;
 use super::counters::Rejection;
+use super::handshake::Handshakes;
 use super::identity::{Identity, named_by, spki};
 use crate::types::{Membership, NodeId};
 
 /// The only application protocol.
 pub(super) const ALPN: &[u8] = b"corecast/1";
-/// What a client must call the server by the API; it is not sent, and means nothing.
-pub(super) const SERVER_NAME: &str = "corecast";
 
 /// What this node brings to every handshake.
 pub(super) struct Tls {
@@ -47,9 +47,11 @@ impl Tls {
         let key = CertifiedKey::new(vec![CertificateDer::from(spki(&identity.id()))], signer);
         Ok(Tls { provider: Arc::new(provider), key: Arc::new(key), own: identity.id() })
     }
+}
 
+impl Handshakes for Tls {
     /// Accepts the members of `membership` whose id is lower than ours: the lower one dials.
-    pub(super) fn server(&self, membership: Arc<Membership>) -> Result<Arc<QuicServerConfig>, QuicError> {
+    fn server(&self, membership: Arc<Membership>) -> Result<Arc<dyn crypto::ServerConfig>, QuicError> {
         let algorithms = self.provider.signature_verification_algorithms;
         let verifier = MayDial { membership, own: self.own, algorithms };
         let mut config = rustls::ServerConfig::builder_with_details(self.provider.clone(), Arc::new(NoClock))
@@ -62,11 +64,12 @@ impl Tls {
         config.send_tls13_tickets = 0;
         config.max_early_data_size = 0;
         config.send_half_rtt_data = false;
-        QuicServerConfig::try_from(config).map(Arc::new).map_err(|_| QuicError::CipherSuite)
+        let config = QuicServerConfig::try_from(config).map_err(|_| QuicError::CipherSuite)?;
+        Ok(Arc::new(config))
     }
 
     /// Accepts `peer` and nobody else.
-    pub(super) fn client(&self, peer: NodeId) -> Result<Arc<QuicClientConfig>, QuicError> {
+    fn client(&self, peer: NodeId) -> Result<Arc<dyn crypto::ClientConfig>, QuicError> {
         let algorithms = self.provider.signature_verification_algorithms;
         let mut config = rustls::ClientConfig::builder_with_details(self.provider.clone(), Arc::new(NoClock))
             .with_protocol_versions(&[&rustls::version::TLS13])
@@ -78,7 +81,8 @@ impl Tls {
         config.resumption = rustls::client::Resumption::disabled();
         config.enable_early_data = false;
         config.enable_sni = false;
-        QuicClientConfig::try_from(config).map(Arc::new).map_err(|_| QuicError::CipherSuite)
+        let config = QuicClientConfig::try_from(config).map_err(|_| QuicError::CipherSuite)?;
+        Ok(Arc::new(config))
     }
 }
 
@@ -100,20 +104,6 @@ fn refuse(rejection: Rejection) -> Error {
         Rejection::WrongKey => CertificateError::NotValidForName,
         _ => CertificateError::InvalidPurpose,
     })
-}
-
-/// What a TLS alert (RFC 8446 §6) of a failed handshake stands for, as a QUIC error code.
-pub(super) fn rejection_of(code: u64) -> Rejection {
-    match code.checked_sub(0x100) {
-        Some(40 | 43) => Rejection::KeyType,
-        Some(42) => Rejection::WrongKey,
-        Some(48) => Rejection::NotMember,
-        Some(49) => Rejection::WrongDirection,
-        Some(51) => Rejection::BadSignature,
-        Some(116) => Rejection::NoClientKey,
-        Some(120) => Rejection::Alpn,
-        _ => Rejection::Other,
-    }
 }
 
 /// The one Ed25519 key in a certificate message, and nothing besides.
@@ -243,15 +233,5 @@ impl ServerCertVerifier for Exactly {
 
     fn requires_raw_public_keys(&self) -> bool {
         true
-    }
-}
-
-/// Whom the other side of a completed handshake proved to be.
-pub(super) fn peer_of(connection: &quinn_proto::Connection) -> Option<NodeId> {
-    let identity = connection.crypto_session().peer_identity()?;
-    let keys = identity.downcast::<Vec<CertificateDer<'static>>>().ok()?;
-    match keys.as_slice() {
-        [key] => named_by(key),
-        _ => None,
     }
 }

@@ -8,7 +8,7 @@ use super::net::{Cargo, REQUEST_BYTES, listens};
 use super::world::{Actor, Happening, World};
 use crate::engine::{ArtifactState, Effects};
 use crate::types::{ArtifactId, HashKind, PeerIndex, StreamKey, TopicId, Verified};
-use crate::wire::{BatchReader, Incoming, Outgoing, PushHead, Reply};
+use crate::wire::{BatchReader, Change, Frame, Incoming, Outgoing, PushHead, Reply, Update};
 
 /// Pieces in which an answer comes before its last.
 const DRIPS: u64 = 3;
@@ -22,9 +22,7 @@ impl World {
                 Ok(Some((head, _))) => Some((head.topic, head.id)),
                 _ => return Err(format!("S14: member {from} pushes with a head that does not decode")),
             },
-            Outgoing::Reply { key, reply: Reply::Found(_), .. } => {
-                self.flows.find(from, to, *key).and_then(|id| self.flows.requested(id))
-            }
+            Outgoing::Reply { key, reply: Reply::Found(_), .. } => self.requested(from, to, *key),
             _ => None,
         };
         match named {
@@ -45,7 +43,15 @@ impl World {
         }
     }
 
-    /// `from` gives its link something.
+    /// What a peer's request asks `node` for.
+    fn requested(&self, node: usize, peer: usize, key: StreamKey) -> Option<(TopicId, ArtifactId)> {
+        match &self.wire {
+            Some(wire) => wire.requested(node, peer, key),
+            None => self.flows.find(node, peer, key).and_then(|id| self.flows.requested(id)),
+        }
+    }
+
+    /// `from` gives its ideal link something.
     pub(super) fn send(&mut self, from: usize, to: usize, connection: u64, outgoing: Outgoing) {
         match outgoing {
             Outgoing::Batch { bytes, .. } => {
@@ -126,21 +132,15 @@ impl World {
     }
 
     fn batch(&mut self, from: usize, to: usize, bytes: &Bytes) -> Result<(), String> {
-        if let Some(Actor::Hostile(hostile)) = self.actors.get_mut(to) {
-            hostile.hear(bytes);
-            return Ok(());
-        }
         let (mut reader, mut frames) = (BatchReader::default(), Vec::new());
         let whole = reader.read(bytes.get(1..).unwrap_or_default(), &mut frames).and_then(|()| reader.end());
         whole.map_err(|error| format!("S14: member {from} sent what does not decode: {error}"))?;
         for frame in frames {
-            if let crate::wire::Frame::Update(update) = &frame
-                && let crate::wire::Change::Push { body, .. } = &update.change
-            {
-                self.bodies.entry(HashKind::Blake3.id(body)).or_insert_with(|| body.clone());
+            match &mut self.actors[to] {
+                Actor::Hostile(hostile) => hostile.hear(frame),
+                Actor::Honest(_) => self.bring(to, from, Incoming::Frame(frame)),
+                Actor::Off => (),
             }
-            tracing::trace!(from, to, ?frame);
-            self.bring(to, from, Incoming::Frame(frame));
         }
         Ok(())
     }
@@ -173,7 +173,6 @@ impl World {
             (Cargo::PushEnd(_), What::Push { head, body, .. }) => {
                 let (head, body) = (*head, Verified::hash(HashKind::Blake3, body.clone()));
                 flow.other.done = true;
-                self.bodies.entry(body.id()).or_insert_with(|| body.bytes().clone());
                 self.word(to, from, connection, Cargo::Sent(id, true));
                 self.bring(to, from, Incoming::Pushed { key, head, body });
             }
@@ -240,9 +239,6 @@ impl World {
             Reply::Busy => Reply::Busy,
             Reply::Broken => Reply::Broken,
         };
-        if let Reply::Found(body) = &reply {
-            self.bodies.entry(body.id()).or_insert_with(|| body.bytes().clone());
-        }
         self.word(to, from, connection, Cargo::Sent(id, true));
         self.bring(to, from, Incoming::Reply { key, reply });
     }
@@ -250,6 +246,16 @@ impl World {
     /// Hands `node` what its link to `peer` brought.
     pub(super) fn bring(&mut self, node: usize, peer: usize, incoming: Incoming) {
         let Some(Actor::Honest(member)) = self.actors.get_mut(node) else { return };
+        tracing::trace!(node, peer, ?incoming);
+        match &incoming {
+            Incoming::Pushed { body, .. } | Incoming::Reply { reply: Reply::Found(body), .. } => {
+                self.bodies.entry(body.id()).or_insert_with(|| body.bytes().clone());
+            }
+            Incoming::Frame(Frame::Update(Update { change: Change::Push { body, .. }, .. })) => {
+                self.bodies.entry(HashKind::Blake3.id(body)).or_insert_with(|| body.clone());
+            }
+            _ => (),
+        }
         let mut fx = Effects::new();
         member.engine.handle_link(PeerIndex(peer as u16), incoming, self.now, &mut fx);
         member.forget_unnamed();
@@ -258,6 +264,9 @@ impl World {
 
     /// `node` abandons a stream.
     pub(super) fn reset(&mut self, node: usize, peer: usize, key: StreamKey) {
+        if let Some(wire) = &mut self.wire {
+            return wire.reset(node, peer, key);
+        }
         let Some(id) = self.flows.find(node, peer, key) else { return };
         let Some(flow) = self.flows.get(id) else { return };
         let connection = flow.connection;

@@ -9,7 +9,7 @@ use super::net::Cargo;
 use super::world::{Actor, Fault, Happening, World};
 use crate::engine::Effects;
 use crate::types::{ArtifactId, HashKind, Instant, PeerIndex, TopicId, Verified};
-use crate::wire::Outgoing;
+use crate::wire::{CloseCode, Outgoing};
 
 /// Requests that one member may have open to another, as streams.
 const OPEN_REQUESTS: usize = 256;
@@ -17,7 +17,7 @@ const OPEN_REQUESTS: usize = 256;
 impl World {
     /// Draws when each kind of fault happens first.
     pub(super) fn plan_faults(&mut self) {
-        for kind in [Fault::Cut, Fault::Crash, Fault::Pause, Fault::Close] {
+        for kind in [Fault::Cut, Fault::Crash, Fault::Pause, Fault::Close, Fault::Narrow] {
             self.plan(kind);
         }
     }
@@ -29,6 +29,8 @@ impl World {
             Fault::Crash => faults.crash_every,
             Fault::Pause => faults.pause_every,
             Fault::Close => faults.close_every,
+            Fault::Narrow if self.wire.is_some() => self.options.datagrams.narrow_every,
+            Fault::Narrow => Duration::ZERO,
         };
         if !every.is_zero() {
             let delay = self.around(every);
@@ -63,12 +65,26 @@ impl World {
                 self.pause(node, length);
                 Ok(())
             }
-            Fault::Close => self.close(node, peer),
+            Fault::Close => self.close(node, peer, CloseCode::Shutdown),
+            Fault::Narrow => {
+                if let Some(wire) = &mut self.wire {
+                    wire.paths.narrow(node, peer);
+                }
+                self.after(length, Happening::Heal { pair: (node.min(peer), node.max(peer)) });
+                Ok(())
+            }
         }
     }
 
     /// Nothing passes from `a` to `b`, nor back if `both`, until the pair is healed.
     pub(super) fn cut(&mut self, a: usize, b: usize, both: bool) {
+        if let Some(wire) = &mut self.wire {
+            wire.paths.cut(a, b);
+            if both {
+                wire.paths.cut(b, a);
+            }
+            return;
+        }
         self.net.cut(a, b);
         if both {
             self.net.cut(b, a);
@@ -91,6 +107,9 @@ impl World {
             return;
         }
         self.actors[node] = Actor::Off;
+        if let Some(wire) = &mut self.wire {
+            return wire.stop(node);
+        }
         for peer in (0..self.options.members).filter(|peer| *peer != node) {
             if let Some(connection) = self.net.side(node, peer) {
                 self.flows.end_all(connection);
@@ -105,7 +124,7 @@ impl World {
         let Some(Actor::Honest(member)) = self.actors.get_mut(node) else { return };
         member.paused_until = self.now + length;
         self.after(length, Happening::Wake { node });
-        if length > self.options.links.idle_timeout {
+        if length > self.options.links.idle_timeout && self.wire.is_none() {
             for peer in (0..self.options.members).filter(|peer| *peer != node) {
                 self.expect_silence(peer, node);
             }
@@ -121,11 +140,15 @@ impl World {
         let paused = |actor: &Actor| matches!(actor, Actor::Honest(member) if member.paused_until > self.now);
         let silent =
             self.net.is_cut(peer, node) || self.net.is_cut(node, peer) || gone || paused(&self.actors[peer]);
-        if silent { self.close(node, peer) } else { Ok(()) }
+        if silent { self.close(node, peer, CloseCode::Shutdown) } else { Ok(()) }
     }
 
     /// `node` closes its connection with `peer` and says so.
-    pub(super) fn close(&mut self, node: usize, peer: usize) -> Result<(), String> {
+    pub(super) fn close(&mut self, node: usize, peer: usize, code: CloseCode) -> Result<(), String> {
+        if let Some(wire) = &mut self.wire {
+            wire.disconnect(node, peer, code, self.now);
+            return self.turn(node);
+        }
         let Some(connection) = self.net.side(node, peer) else { return Ok(()) };
         let at = self.net.word(self.now);
         self.at(at, Happening::Arrive { from: node, to: peer, connection, cargo: Cargo::Close });
@@ -211,6 +234,10 @@ impl World {
         let delay = self.around(self.options.lies.every);
         self.after(delay, Happening::Lie { node });
         let peer = self.rng.below(self.options.members as u64) as usize;
+        if let (Some(wire), Actor::Hostile(hostile)) = (&mut self.wire, &mut self.actors[node]) {
+            wire.say(node, peer, hostile.lie());
+            return self.turn(node);
+        }
         let open = self.flows.requests(node, peer);
         let (Some(connection), Actor::Hostile(hostile)) = (self.net.side(node, peer), &mut self.actors[node])
         else {

@@ -8,8 +8,8 @@ use super::member::topic_id;
 use super::options::Options;
 use crate::types::{ArtifactId, Attribute, Class, RegistryVersion, Rng, Slot, StreamKey, TopicId, Version};
 use crate::wire::{
-    BatchBuilder, BatchReader, Change, FetchRequest, Frame, Held, Hello, Open, Outgoing, PushHead, Refusal,
-    Refused, Reply, Resync, Update,
+    BatchBuilder, Change, FetchRequest, Frame, Held, Hello, Open, Outgoing, PushHead, Refusal, Refused,
+    Reply, Resync, Update,
 };
 
 /// See the module.
@@ -73,26 +73,20 @@ impl Hostile {
     }
 
     /// Learns from what it is told.
-    pub(super) fn hear(&mut self, batch: &Bytes) {
-        let (mut reader, mut frames) = (BatchReader::default(), Vec::new());
-        if reader.read(batch.get(1..).unwrap_or_default(), &mut frames).is_err() {
-            return;
+    pub(super) fn hear(&mut self, frame: Frame) {
+        if let Frame::Update(Update { topic, slot, version, .. }) = &frame {
+            self.places.push((*topic, *slot, *version));
         }
-        for frame in frames {
-            if let Frame::Update(Update { topic, slot, version, .. }) = &frame {
-                self.places.push((*topic, *slot, *version));
+        match frame {
+            Frame::Update(Update { topic, change: Change::Advert { id, .. }, .. }) => {
+                self.heard.entry((topic, id)).or_default();
             }
-            match frame {
-                Frame::Update(Update { topic, change: Change::Advert { id, .. }, .. }) => {
-                    self.heard.entry((topic, id)).or_default();
-                }
-                Frame::Update(Update { topic, change: Change::Push { body, .. }, .. }) => {
-                    let id = crate::types::HashKind::Blake3.id(&body);
-                    self.heard.insert((topic, id), Some(body));
-                }
-                Frame::Hello(hello) => self.boots.push(hello.boot),
-                _ => (),
+            Frame::Update(Update { topic, change: Change::Push { body, .. }, .. }) => {
+                let id = crate::types::HashKind::Blake3.id(&body);
+                self.heard.insert((topic, id), Some(body));
             }
+            Frame::Hello(hello) => self.boots.push(hello.boot),
+            _ => (),
         }
         self.boots.drain(..self.boots.len().saturating_sub(8));
         self.places.drain(..self.places.len().saturating_sub(8));

@@ -38,8 +38,6 @@ pub(super) struct Member {
     pub(super) engine: Engine,
     pub(super) paused_until: Instant,
     pub(super) stalled_until: Instant,
-    /// When a timer is due, as the world knows.
-    pub(super) timer_at: Option<Instant>,
     /// What it broadcasts itself.
     pub(super) own: BTreeSet<(TopicId, ArtifactId)>,
     pub(super) known: BTreeMap<(TopicId, ArtifactId), Known>,
@@ -79,22 +77,21 @@ pub(super) fn topic_id(index: usize) -> TopicId {
     TopicId(index as u16 + 1)
 }
 
-/// The id of a member.
-pub(super) fn node_id(index: usize) -> NodeId {
-    NodeId([index as u8 + 1; 32])
+/// What every member is bounded by.
+pub(super) fn limits(options: &Options) -> Limits {
+    let settings = Settings { artifact_bytes: 128 << 10, ..Settings::default() };
+    let granted = Granted { receive: 1 << 20, send: 1 << 20 };
+    Limits::derive(&settings, options.members, 1, granted)
 }
 
 impl Member {
     /// A fresh start, without memory.
-    pub(super) fn new(options: &Options, index: usize, boot: u64, generation: u64) -> Member {
-        let members = options.members;
+    pub(super) fn new(options: &Options, ids: &[NodeId], index: usize, boot: u64, generation: u64) -> Member {
         let hello = Hello { subnet: [7; 32], lanes: 1, lane: 0, registry: RegistryVersion(1), boot };
-        let settings = Settings { artifact_bytes: 128 << 10, ..Settings::default() };
-        let granted = Granted { receive: 1 << 20, send: 1 << 20 };
         let mut engine = Engine::new(EngineConfig {
             hello,
-            members: (0..members).map(node_id).collect(),
-            limits: Limits::derive(&settings, members, 1, granted),
+            members: ids.into(),
+            limits: limits(options),
             relay_grace: Duration::from_millis(50),
             seed: options.seed ^ boot,
         });
@@ -106,7 +103,6 @@ impl Member {
             engine,
             paused_until: Instant::ZERO,
             stalled_until: Instant::ZERO,
-            timer_at: None,
             own: BTreeSet::new(),
             known: BTreeMap::new(),
             had: BTreeSet::new(),

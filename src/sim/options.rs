@@ -1,14 +1,49 @@
 //! What a run follows from.
 
+use std::fmt;
 use std::time::Duration;
 
 use crate::types::{Class, Rng};
+
+/// What joins the members of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Level {
+    /// Ideal links, which carry what the engine gives them as QUIC streams would.
+    #[default]
+    Messages,
+    /// Real quinn-proto over datagrams, with a handshake that has no randomness: bit-exact.
+    Quic,
+    /// The same with real TLS, which draws its keys from the system: outcomes can be compared, not bytes.
+    Tls,
+}
+
+impl Level {
+    /// Every level.
+    pub const ALL: [Level; 3] = [Level::Messages, Level::Quic, Level::Tls];
+
+    /// Its name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Level::Messages => "messages",
+            Level::Quic => "quic",
+            Level::Tls => "tls",
+        }
+    }
+}
+
+impl fmt::Display for Level {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
 
 /// Everything, expanded from the seed. Printed when a run fails.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// Also draws whatever happens within the ranges below.
     pub seed: u64,
+    /// What joins the members.
+    pub level: Level,
     /// Members, hostile ones included.
     pub members: usize,
     /// The last so many members are hostile.
@@ -17,6 +52,8 @@ pub struct Options {
     pub chaos: Duration,
     /// The links.
     pub links: Links,
+    /// What happens to datagrams, where there are any.
+    pub datagrams: Datagrams,
     /// What goes wrong.
     pub faults: Faults,
     /// What is broadcast where.
@@ -28,7 +65,7 @@ pub struct Options {
 }
 
 /// Links, alike in both directions.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 pub struct Links {
     /// One way, at least.
     pub latency: Duration,
@@ -42,6 +79,64 @@ pub struct Links {
     pub window: u64,
     /// Silence after which a connection is lost.
     pub idle_timeout: Duration,
+}
+
+/// Datagrams, alike in both directions.
+#[derive(Debug, Clone, Copy)]
+pub struct Datagrams {
+    /// One in so many is lost; 0 for none.
+    pub lose_one_in: u64,
+    /// One in so many arrives twice; 0 for none.
+    pub repeat_one_in: u64,
+    /// One in so many arrives with a wrong bit; 0 for none.
+    pub damage_one_in: u64,
+    /// One in so many takes up to the link's jitter longer, and is overtaken; 0 for none.
+    pub reorder_one_in: u64,
+    /// Bytes of the largest.
+    pub mtu: u16,
+    /// Bytes that may wait before a member's link, in either direction; more are lost.
+    pub buffer: u64,
+    /// Unidirectional streams that a peer may have open.
+    pub uni_streams: u32,
+    /// Bidirectional streams that a peer may have open.
+    pub bidi_streams: u32,
+    /// The mean time between two times when a path carries no datagram above 1,200 bytes; zero for none.
+    pub narrow_every: Duration,
+}
+
+impl Datagrams {
+    /// Nothing goes wrong.
+    pub fn calm() -> Datagrams {
+        Datagrams {
+            lose_one_in: 0,
+            repeat_one_in: 0,
+            damage_one_in: 0,
+            reorder_one_in: 0,
+            mtu: 1_452,
+            buffer: 256 << 10,
+            uni_streams: 256,
+            bidi_streams: 64,
+            narrow_every: Duration::ZERO,
+        }
+    }
+
+    fn mixed(rng: &mut Rng) -> Datagrams {
+        let rarely = |rng: &mut Rng, least: u64, most: u64| match rng.one_in(2) {
+            true => 0,
+            false => least + rng.below(most - least),
+        };
+        Datagrams {
+            lose_one_in: rarely(rng, 3, 200),
+            repeat_one_in: rarely(rng, 2, 100),
+            damage_one_in: rarely(rng, 10, 200),
+            reorder_one_in: rarely(rng, 2, 50),
+            mtu: [1_200, 1_452, 4_000, 8_900][rng.below(4) as usize],
+            buffer: 16_000 << rng.below(5),
+            uni_streams: 8 << rng.below(6),
+            bidi_streams: 1 << rng.below(7),
+            narrow_every: sometimes(rng, 3, 300, 3_000),
+        }
+    }
 }
 
 /// The mean time between faults of each kind, in the whole subnet; zero for none.
@@ -108,7 +203,7 @@ pub struct Lies {
 
 impl Options {
     /// A mix: each kind of fault is there or not, tiny limits are frequent.
-    pub fn mixed(seed: u64) -> Options {
+    pub fn mixed(seed: u64, level: Level) -> Options {
         let rng = &mut Rng::new(seed ^ 0x6d69_7865_6400);
         let members = 3 + rng.below(5) as usize;
         let hostile = if rng.one_in(2) { rng.below(1 + (members as u64 - 1) / 3) as usize } else { 0 };
@@ -125,6 +220,8 @@ impl Options {
         };
         Options {
             seed,
+            level,
+            datagrams: Datagrams::mixed(&mut Rng::new(seed ^ 0x6461_7461_6772)),
             members,
             hostile,
             chaos: millis(1_000 + rng.below(4_000)),

@@ -4,26 +4,28 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
-use super::member::{Known, Member, SETTLED, node_id, topic_id, verdict};
+use super::member::{Known, Member, SETTLED, topic_id, verdict};
 use super::options::Options;
 use super::world::Actor;
 use crate::config::Verdict;
 use crate::engine::{ArtifactState, Census, Event};
-use crate::types::{ArtifactId, PeerIndex, TopicId};
+use crate::types::{ArtifactId, NodeId, PeerIndex, TopicId};
 
 /// See the module.
 pub(super) struct Oracle {
     delivered: u64,
     /// Members before this one are honest.
     honest: usize,
+    /// Who is who.
+    ids: Vec<NodeId>,
     /// Turns of each member since its start: what it holds is counted every sixteenth.
     steps: Vec<u64>,
 }
 
 impl Oracle {
-    pub(super) fn new(options: &Options) -> Oracle {
+    pub(super) fn new(options: &Options, ids: Vec<NodeId>) -> Oracle {
         let honest = options.members - options.hostile;
-        Oracle { delivered: 0, honest, steps: vec![0; options.members] }
+        Oracle { delivered: 0, honest, ids, steps: vec![0; options.members] }
     }
 
     pub(super) fn delivered(&self) -> u64 {
@@ -73,7 +75,7 @@ impl Oracle {
                 Ok(None)
             }
             Event::Refused { id, by, .. } => {
-                let honest = (0..self.honest).any(|member| node_id(member) == *by);
+                let honest = self.ids.iter().take(self.honest).any(|id| id == by);
                 let new = member.refused.insert((topic, *id, *by));
                 match (member.engine.active(topic).contains(id) && !honest, new) {
                     (true, true) => Ok(None),

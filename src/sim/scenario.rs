@@ -6,10 +6,11 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::member::{Member, topic_id};
-use super::options::{Faults, Habits, Lies, Links, Options, TopicOptions};
+use super::options::{Datagrams, Faults, Habits, Level, Lies, Links, Options, TopicOptions};
 use super::world::{Actor, Happening, World};
 use crate::metrics::EngineCounters;
 use crate::types::{ArtifactId, Class, Rng};
+use crate::wire::CloseCode;
 
 /// A situation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -197,6 +198,8 @@ fn quiet(seed: u64) -> Options {
     let latency = Duration::from_millis(1 + rng.below(30));
     Options {
         seed,
+        level: Level::Messages,
+        datagrams: Datagrams::calm(),
         members: 4,
         hostile: 0,
         chaos: Duration::from_secs(2),
@@ -405,7 +408,7 @@ fn advertiser_leaves(world: &mut World) -> Result<(), String> {
         world.pass(wait)?;
         match world.rng.below(3) {
             0 => world.crash(0),
-            1 => (1..4).try_for_each(|peer| world.close(0, peer))?,
+            1 => (1..4).try_for_each(|peer| world.close(0, peer, CloseCode::Shutdown))?,
             _ => ids.iter().try_for_each(|id| world.drop_one(0, *id))?,
         }
         let wait = millis(world.rng.below(300));

@@ -8,12 +8,15 @@ use bytes::Bytes;
 use super::Report;
 use super::flow::Flows;
 use super::hostile::Hostile;
+use super::lane::{self, Wire};
 use super::member::{Member, SETTLED};
 use super::net::{Cargo, Net};
-use super::options::Options;
+use super::options::{Level, Options};
 use super::oracle::Oracle;
 use crate::engine::{Effect, Effects};
-use crate::types::{ArtifactId, Instant, PeerIndex, Rng, TopicId};
+use crate::quic::Identity;
+use crate::types::{ArtifactId, Class, Instant, NodeId, PeerIndex, Rng, TopicId};
+use crate::wire::Outgoing;
 
 /// Something that happens at a time.
 #[derive(Debug, Clone)]
@@ -73,6 +76,18 @@ pub(super) enum Happening {
     Start {
         node: usize,
     },
+    /// A datagram reaches the link of `to`.
+    Datagram {
+        from: usize,
+        to: usize,
+        data: Bytes,
+    },
+    /// It is through.
+    Received {
+        from: usize,
+        to: usize,
+        data: Bytes,
+    },
 }
 
 /// What goes wrong.
@@ -82,6 +97,8 @@ pub(super) enum Fault {
     Crash,
     Pause,
     Close,
+    /// A path carries no long datagrams.
+    Narrow,
 }
 
 pub(super) enum Actor {
@@ -101,6 +118,9 @@ pub(crate) struct World {
     pub(super) actors: Vec<Actor>,
     pub(super) net: Net,
     pub(super) flows: Flows,
+    /// QUIC, where that joins the members.
+    pub(super) wire: Option<Wire>,
+    ids: Vec<NodeId>,
     pub(super) oracle: Oracle,
     /// Bodies by id: everything that anybody ever made.
     pub(super) bodies: BTreeMap<ArtifactId, Bytes>,
@@ -110,6 +130,8 @@ pub(crate) struct World {
     pub(super) lies: bool,
     pub(super) generation: u64,
     boots: u64,
+    /// When a timer of each member is due.
+    timers: Vec<Option<Instant>>,
     /// Until when a pair's handshake lasts.
     pub(super) dialling: BTreeMap<(usize, usize), Instant>,
     /// Effects of what links brought, in order.
@@ -121,7 +143,13 @@ pub(crate) struct World {
 impl World {
     pub(super) fn new(options: Options) -> World {
         let mut rng = Rng::new(options.seed);
-        let net = Net::new(options.links.clone(), options.members, Rng::new(rng.next_u64()));
+        let paths = Rng::new(rng.next_u64());
+        let net = Net::new(options.links, options.members, paths.clone());
+        let wire = match options.level {
+            Level::Messages => None,
+            Level::Quic | Level::Tls => Some(Wire::new(&options, options.datagrams, paths)),
+        };
+        let ids: Vec<NodeId> = lane::identities(options.members).iter().map(Identity::id).collect();
         let mut world = World {
             now: Instant::ZERO,
             queue: BTreeMap::new(),
@@ -130,12 +158,15 @@ impl World {
             actors: (0..options.members).map(|_| Actor::Off).collect(),
             net,
             flows: Flows::default(),
-            oracle: Oracle::new(&options),
+            wire,
+            oracle: Oracle::new(&options, ids.clone()),
+            ids,
             bodies: BTreeMap::new(),
             chaos: true,
             lies: true,
             generation: 0,
             boots: 0,
+            timers: vec![None; options.members],
             dialling: BTreeMap::new(),
             pending: VecDeque::new(),
             digest: blake3::Hasher::new(),
@@ -175,6 +206,9 @@ impl World {
         self.chaos = false;
         self.generation = SETTLED;
         let peace = self.now;
+        if let Some(wire) = &mut self.wire {
+            wire.paths.calm();
+        }
         for a in 0..self.options.members {
             for b in 0..self.options.members {
                 if a < b {
@@ -206,8 +240,7 @@ impl World {
         }
         self.converged = self.now.saturating_since(peace);
         self.silence_hostile()?;
-        self.run_out("quiescence")?;
-        self.oracle.check_settled(&self.actors, &self.options)
+        self.run_out("quiescence", |world| world.oracle.check_settled(&world.actors, &world.options))
     }
 
     /// Hostile members are gone from now on.
@@ -225,14 +258,20 @@ impl World {
         for node in 0..self.options.members {
             self.with_member(node, Member::let_go)?;
         }
-        self.run_out("the end")?;
-        self.oracle.check_empty(&self.actors, &self.options)
+        self.run_out("the end", |world| world.oracle.check_empty(&world.actors, &world.options))
     }
 
-    /// Runs until nothing is left to happen.
-    fn run_out(&mut self, what: &str) -> Result<(), String> {
+    /// Runs until nothing is left to happen but what keeps connections alive, and checks what is left.
+    fn run_out(&mut self, what: &str, check: fn(&World) -> Result<(), String>) -> Result<(), String> {
         // The worst standing heals in five minutes.
         let end = self.now + self.options.bound() + Duration::from_secs(360);
+        if self.wire.is_some() {
+            while check(self).is_err() && self.now < end {
+                self.run_until(self.now + Duration::from_secs(1))?;
+            }
+            check(self)?;
+            return self.rest();
+        }
         while let Some(next) = self.next_time() {
             if next > end {
                 let left: Vec<&Happening> = self.queue.values().take(5).collect();
@@ -240,7 +279,7 @@ impl World {
             }
             self.run_until(next)?;
         }
-        Ok(())
+        check(self)
     }
 
     fn next_time(&self) -> Option<Instant> {
@@ -291,6 +330,9 @@ impl World {
             Happening::Fault { kind } => self.fault(kind),
             Happening::Heal { pair: (a, b) } => {
                 for (from, to) in [(a, b), (b, a)] {
+                    if let Some(wire) = &mut self.wire {
+                        wire.paths.heal(from, to);
+                    }
                     for (at, happening) in self.net.heal(from, to, self.now) {
                         self.at(at, happening);
                     }
@@ -303,27 +345,42 @@ impl World {
                 }
                 Ok(())
             }
+            Happening::Datagram { from, to, data } => self.datagram(from, to, data),
+            Happening::Received { from, to, data } => self.received(from, to, data),
         }
     }
 
     fn record(&mut self, happening: &Happening) {
         tracing::trace!(at = ?self.now, ?happening);
         self.digest.update(&self.now.as_nanos().to_le_bytes());
+        // Datagrams are in the digest since they were sent.
+        if matches!(happening, Happening::Datagram { .. } | Happening::Received { .. }) {
+            return;
+        }
         self.digest.update(format!("{happening:?}").as_bytes());
+    }
+
+    pub(super) fn record_bytes(&mut self, bytes: &[u8]) {
+        self.digest.update(&self.now.as_nanos().to_le_bytes()).update(bytes);
     }
 
     /// A fresh start of a member.
     pub(super) fn start(&mut self, node: usize) {
         self.boots += 1;
+        self.timers[node] = None;
         let honest = self.options.members - self.options.hostile;
         self.actors[node] = if node < honest {
             self.oracle.forget(node);
-            Actor::Honest(Box::new(Member::new(&self.options, node, self.boots, self.generation)))
+            Actor::Honest(Box::new(Member::new(&self.options, &self.ids, node, self.boots, self.generation)))
         } else {
             Actor::Hostile(Box::new(Hostile::new(&self.options, self.boots)))
         };
+        if let Some(wire) = &mut self.wire {
+            wire.start(&self.options, node, self.boots);
+            self.at(self.now, Happening::Wake { node });
+        }
         for peer in 0..self.options.members {
-            if peer != node {
+            if peer != node && self.wire.is_none() {
                 let pair = (node.min(peer), node.max(peer));
                 let delay = Duration::from_micros(self.rng.below(20_000));
                 self.after(delay, Happening::Dial { pair });
@@ -375,7 +432,7 @@ impl World {
                     }
                 }
                 Effect::Reset { peer, key } => self.reset(node, peer.index(), key),
-                Effect::Disconnect { peer, .. } => self.close(node, peer.index())?,
+                Effect::Disconnect { peer, code } => self.close(node, peer.index(), code)?,
             }
         }
         Ok(())
@@ -386,6 +443,9 @@ impl World {
 
     /// A member's turn: timers, then whatever links and consumer have room for.
     pub(super) fn turn(&mut self, node: usize) -> Result<(), String> {
+        if let Some(Actor::Hostile(_)) = self.actors.get(node) {
+            return self.hostile_turn(node);
+        }
         for _ in 0..Self::STEPS {
             self.carry_out_pending()?;
             let Some(Actor::Honest(member)) = self.actors.get_mut(node) else { return Ok(()) };
@@ -399,7 +459,9 @@ impl World {
             }
             let moved = due | !fx.is_empty();
             self.carry_out(node, fx)?;
-            if !(self.send_all(node)? | self.consume(node)? | moved) {
+            let heard = self.hear_links(node)?;
+            self.carry_out_pending()?;
+            if !(self.send_all(node)? | self.consume(node)? | self.transmit(node) | moved | heard) {
                 self.arm(node);
                 return self.oracle.check_member(node, &self.actors, &self.options);
             }
@@ -411,17 +473,40 @@ impl World {
     fn send_all(&mut self, node: usize) -> Result<bool, String> {
         let mut sent = false;
         for peer in (0..self.options.members).filter(|peer| *peer != node) {
-            while let Some(connection) = self.net.side(node, peer) {
-                let Some(room) = self.net.room(node, peer) else { break };
+            while let Some(room) = self.room(node, peer) {
                 let Some(Actor::Honest(member)) = self.actors.get_mut(node) else { break };
                 let index = PeerIndex(peer as u16);
                 let Some(outgoing) = member.engine.poll_outgoing(index, room, self.now) else { break };
                 self.check_sent(node, peer, &outgoing)?;
-                self.send(node, peer, connection, outgoing);
+                self.give(node, peer, outgoing);
                 sent = true;
             }
         }
         Ok(sent)
+    }
+
+    /// The connection of `node` with `peer`, as it believes.
+    pub(super) fn connection(&self, node: usize, peer: usize) -> Option<u64> {
+        match &self.wire {
+            Some(wire) => wire.connection(node, peer),
+            None => self.net.side(node, peer),
+        }
+    }
+
+    /// The least urgent class that the link takes now.
+    fn room(&self, node: usize, peer: usize) -> Option<Class> {
+        match &self.wire {
+            Some(wire) => wire.room(node, peer),
+            None => self.connection(node, peer).and_then(|_| self.net.room(node, peer)),
+        }
+    }
+
+    fn give(&mut self, node: usize, peer: usize, outgoing: Outgoing) {
+        match (&mut self.wire, self.net.side(node, peer)) {
+            (Some(wire), _) => wire.send(node, peer, outgoing),
+            (None, Some(connection)) => self.send(node, peer, connection, outgoing),
+            (None, None) => (),
+        }
     }
 
     fn consume(&mut self, node: usize) -> Result<bool, String> {
@@ -444,21 +529,26 @@ impl World {
     }
 
     /// Sees to it that the next timer happens.
-    fn arm(&mut self, node: usize) {
-        let Some(Actor::Honest(member)) = self.actors.get_mut(node) else { return };
-        let Some((at, _)) = member.engine.poll_timeout() else { return };
-        if member.timer_at.is_none_or(|armed| armed > at) {
-            member.timer_at = Some(at);
+    pub(super) fn arm(&mut self, node: usize) {
+        let engine = match self.actors.get(node) {
+            Some(Actor::Honest(member)) => member.engine.poll_timeout().map(|(at, _)| at),
+            Some(Actor::Hostile(_) | Actor::Off) | None => None,
+        };
+        let transport = self.wire.as_ref().and_then(|wire| wire.poll_timeout(node));
+        let Some(at) = [engine, transport].into_iter().flatten().min() else { return };
+        let armed = &mut self.timers[node];
+        if armed.is_none_or(|armed| armed > at) {
+            *armed = Some(at);
             self.at(at, Happening::Timer { node });
         }
     }
 
     fn timer(&mut self, node: usize) -> Result<(), String> {
-        if let Some(Actor::Honest(member)) = self.actors.get_mut(node)
-            && member.timer_at.is_some_and(|at| at <= self.now)
-        {
-            member.timer_at = None;
-            if member.paused_until > self.now {
+        if self.timers[node].is_some_and(|at| at <= self.now) {
+            self.timers[node] = None;
+            if let Some(Actor::Honest(member)) = self.actors.get(node)
+                && member.paused_until > self.now
+            {
                 let wake = member.paused_until;
                 self.at(wake, Happening::Wake { node });
             }

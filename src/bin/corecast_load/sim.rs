@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use clap::Args;
 use clap::builder::PossibleValuesParser;
-use corecast::sim::{self, Failure, Report, Scenario};
+use corecast::sim::{self, Failure, Level, Report, Scenario};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::subnet::fault::{Exit, Fault};
@@ -27,6 +27,15 @@ pub(crate) struct SimOptions {
     /// A directed scenario instead of mixed runs
     #[arg(long, value_parser = PossibleValuesParser::new(Scenario::ALL.map(Scenario::name)))]
     scenario: Option<String>,
+    /// What joins the members: ideal links, quinn-proto without cryptography (bit-exact), or with TLS
+    #[arg(long, default_value = Level::Messages.name(), value_parser = PossibleValuesParser::new(Level::ALL.map(Level::name)))]
+    level: String,
+}
+
+impl SimOptions {
+    fn level(&self) -> Level {
+        Level::ALL.into_iter().find(|level| level.name() == self.level).unwrap_or_default()
+    }
 }
 
 /// What the threads share.
@@ -76,8 +85,8 @@ impl Swarm {
                 return;
             }
             let outcome = match scenario {
-                Some(scenario) => sim::run_scenario(scenario, seed),
-                None => sim::run(seed),
+                Some(scenario) => sim::run_scenario(scenario, seed, options.level()),
+                None => sim::run(seed, options.level()),
             };
             self.count(outcome);
         }
