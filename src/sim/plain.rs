@@ -1,6 +1,6 @@
 //! What quinn-proto wants from TLS, without secrets and without randomness: runs are bit-exact. Members name themselves, keys
 //! follow from connection ids, and packets are not encrypted but sealed by a checksum, so that damage is noticed as by an AEAD.
-//! Messages and keys come in TLS 1.3's order: hello and parameters; hello; name and parameters; name.
+//! Messages and keys come in TLS 1.3's order and length: hello and parameters; hello; name and parameters; name.
 
 use std::any::Any;
 use std::hash::Hasher;
@@ -132,9 +132,11 @@ impl Session {
 
     /// The next whole message.
     fn take_message(&mut self) -> Option<Vec<u8>> {
-        let len = usize::from(u16::from_be_bytes(*self.partial.first_chunk()?));
-        let message = self.partial.get(2..2 + len)?.to_vec();
-        self.partial.drain(..2 + len);
+        let ([len, padding], _) = self.partial.as_chunks::<2>().0.split_first_chunk::<2>()?;
+        let (len, padding) =
+            (usize::from(u16::from_be_bytes(*len)), usize::from(u16::from_be_bytes(*padding)));
+        self.partial.get(..HEAD + len + padding)?;
+        let message = self.partial.drain(..HEAD + len + padding).skip(HEAD).take(len).collect();
         Some(message)
     }
 
@@ -167,11 +169,25 @@ impl Session {
     }
 }
 
-fn write_message(buf: &mut Vec<u8>, parts: &[&[u8]]) {
+/// Bytes before a message: its length, and that of its padding.
+const HEAD: usize = 4;
+
+/// What TLS has beyond names and parameters, so that datagrams are as long as with TLS.
+#[derive(Debug, Clone, Copy)]
+enum Padding {
+    ClientHello = 170,
+    ServerHello = 86,
+    ServerProof = 181,
+    ClientProof = 129,
+}
+
+fn write_message(buf: &mut Vec<u8>, parts: &[&[u8]], padding: Padding) {
     let message = parts.concat();
     // Names and parameters are some hundred bytes.
     buf.extend_from_slice(&(message.len() as u16).to_be_bytes());
+    buf.extend_from_slice(&(padding as u16).to_be_bytes());
     buf.extend_from_slice(&message);
+    buf.resize(buf.len() + padding as usize, 0);
 }
 
 impl crypto::Session for Session {
@@ -223,21 +239,21 @@ impl crypto::Session for Session {
     fn write_handshake(&mut self, buf: &mut Vec<u8>) -> Option<Keys> {
         let (stage, secret) = match (self.side, self.stage) {
             (Side::Client, Stage::Start) => {
-                write_message(buf, &[&self.params]);
+                write_message(buf, &[&self.params], Padding::ClientHello);
                 self.stage = Stage::HelloSent;
                 return None;
             }
             (Side::Client, Stage::HelloRead) => (Stage::HandshakeKeys, HANDSHAKE_SECRET),
             (Side::Client, Stage::ProofRead) => {
-                write_message(buf, &[&self.own.0]);
+                write_message(buf, &[&self.own.0], Padding::ClientProof);
                 (Stage::Done, DATA_SECRET)
             }
             (Side::Server, Stage::HelloRead) => {
-                write_message(buf, &[]);
+                write_message(buf, &[], Padding::ServerHello);
                 (Stage::HandshakeKeys, HANDSHAKE_SECRET)
             }
             (Side::Server, Stage::HandshakeKeys) => {
-                write_message(buf, &[&self.own.0, &self.params]);
+                write_message(buf, &[&self.own.0, &self.params], Padding::ServerProof);
                 (Stage::DataKeys, DATA_SECRET)
             }
             _ => return None,

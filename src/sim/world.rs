@@ -13,7 +13,7 @@ use super::member::{Member, SETTLED};
 use super::net::{Cargo, Net};
 use super::options::{Level, Options};
 use super::oracle::Oracle;
-use crate::engine::{Effect, Effects};
+use crate::engine::{Effect, Effects, Event};
 use crate::quic::Identity;
 use crate::types::{ArtifactId, Class, Instant, NodeId, PeerIndex, Rng, TopicId};
 use crate::wire::Outgoing;
@@ -353,11 +353,14 @@ impl World {
     fn record(&mut self, happening: &Happening) {
         tracing::trace!(at = ?self.now, ?happening);
         self.digest.update(&self.now.as_nanos().to_le_bytes());
-        // Datagrams are in the digest since they were sent.
-        if matches!(happening, Happening::Datagram { .. } | Happening::Received { .. }) {
-            return;
+        match happening {
+            // Datagrams are in the digest since they were sent.
+            Happening::Datagram { .. } | Happening::Received { .. } => (),
+            Happening::Arrive { from, to, connection, cargo: Cargo::Batch(bytes) } => {
+                self.digest.update(format!("{from} {to} {connection}").as_bytes()).update(bytes);
+            }
+            _ => drop(self.digest.update(format!("{happening:?}").as_bytes())),
         }
-        self.digest.update(format!("{happening:?}").as_bytes());
     }
 
     pub(super) fn record_bytes(&mut self, bytes: &[u8]) {
@@ -473,9 +476,12 @@ impl World {
     fn send_all(&mut self, node: usize) -> Result<bool, String> {
         let mut sent = false;
         for peer in (0..self.options.members).filter(|peer| *peer != node) {
-            while let Some(room) = self.room(node, peer) {
+            let index = PeerIndex(peer as u16);
+            while let Some(Actor::Honest(member)) = self.actors.get(node)
+                && member.engine.has_outgoing(index)
+                && let Some(room) = self.room(node, peer)
+            {
                 let Some(Actor::Honest(member)) = self.actors.get_mut(node) else { break };
-                let index = PeerIndex(peer as u16);
                 let Some(outgoing) = member.engine.poll_outgoing(index, room, self.now) else { break };
                 self.check_sent(node, peer, &outgoing)?;
                 self.give(node, peer, outgoing);
@@ -517,7 +523,11 @@ impl World {
         {
             let Some((topic, event)) = member.poll_event(topics) else { break };
             consumed = true;
-            self.digest.update(format!("{node} {topic:?} {event:?}").as_bytes());
+            let digest = self.digest.update(format!("{node} {topic:?}").as_bytes());
+            match &event {
+                Event::Delivered { artifact, .. } => digest.update(&artifact.id.0),
+                _ => digest.update(format!("{event:?}").as_bytes()),
+            };
             tracing::trace!(node, ?topic, ?event);
             if let Some(id) = self.oracle.hear(member, node, topic, &event, &self.bodies)? {
                 let delay =
