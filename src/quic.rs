@@ -11,6 +11,7 @@
 //! What a peer can make us hold is bounded by [`QuicConfig`]; what a stranger can make us hold, by the member
 //! count.
 
+mod census;
 mod config;
 mod congestion;
 mod counters;
@@ -35,6 +36,7 @@ use std::time::Duration;
 use bytes::BytesMut;
 use quinn_proto::{ConnectionHandle, DatagramEvent, EcnCodepoint, Endpoint, TransportConfig};
 
+pub use census::StreamCensus;
 pub use config::{HashOf, QuicConfig, QuicError};
 pub use counters::{Faults, QuicCounters, Rejection, Traffic};
 pub use identity::{Identity, IdentityError};

@@ -87,6 +87,11 @@ impl Egress {
         Class::ALL.into_iter().take_while(|&class| self.unwritten[class] < LOW_WATER).last()
     }
 
+    /// Bytes that are queued.
+    pub(super) fn unwritten(&self) -> usize {
+        self.unwritten.0.iter().sum()
+    }
+
     /// Whether anything is queued.
     pub(super) fn is_empty(&self) -> bool {
         self.unwritten.0.iter().all(|&bytes| bytes == 0)

@@ -94,6 +94,16 @@ impl Ingress {
         self.reading.insert(stream, Reading::Reply(Box::new(reply)));
     }
 
+    /// Streams that have begun and not ended.
+    pub(super) fn reading(&self) -> usize {
+        self.reading.len()
+    }
+
+    /// Pushes being gathered.
+    pub(super) fn assembling(&self) -> usize {
+        self.assembling
+    }
+
     /// Reads every stream that the peer opened since.
     pub(super) fn accept(&mut self, io: &mut Io<'_>, dir: Dir) -> Result<(), Offence> {
         while let Some(stream) = io.connection.streams().accept(dir) {

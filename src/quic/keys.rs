@@ -47,6 +47,10 @@ impl Keys {
         }
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
     /// `key` travels on `stream` now.
     pub(super) fn opened(&mut self, key: StreamKey, stream: StreamId) {
         if let Some(entry) = self.entries.get_mut(&key) {

@@ -96,7 +96,7 @@ pub(super) struct Io<'a> {
 }
 
 /// A fetch that waits for a bidirectional stream.
-struct Fetch {
+pub(super) struct Fetch {
     key: StreamKey,
     request: Bytes,
     kind: crate::types::HashKind,
@@ -119,11 +119,11 @@ pub(super) struct Link {
 }
 
 #[derive(Default)]
-struct Streams {
-    ingress: Ingress,
-    egress: Egress,
-    keys: Keys,
-    fetches: PerClass<VecDeque<Fetch>>,
+pub(super) struct Streams {
+    pub(super) ingress: Ingress,
+    pub(super) egress: Egress,
+    pub(super) keys: Keys,
+    pub(super) fetches: PerClass<VecDeque<Fetch>>,
 }
 
 /// The rest of a link, and its streams' view of it; `None` unless it is live.
@@ -148,6 +148,10 @@ impl Link {
             lost_counted: 0,
             streams: Streams::default(),
         }
+    }
+
+    pub(super) fn streams(&self) -> &Streams {
+        &self.streams
     }
 
     /// No event of a stream follows, and their memory goes at once.

@@ -14,7 +14,7 @@ use super::path::Paths;
 use super::plain::Plain;
 use super::world::{Actor, Happening, World};
 use crate::engine::Effects;
-use crate::quic::{Event, Identity, Quic, QuicConfig};
+use crate::quic::{Event, Identity, Quic, QuicConfig, StreamCensus};
 use crate::types::{
     ArtifactId, Class, HashKind, Instant, Membership, PeerIndex, Received, RegistryVersion, Rng, StreamKey,
     TopicId,
@@ -207,6 +207,17 @@ impl Wire {
             Event::Link(_) => (),
         }
         Some((peer, event))
+    }
+
+    /// At rest no honest member's transport holds anything for a stream.
+    pub(super) fn check_streams(&self, honest: usize) -> Result<(), String> {
+        for (node, lane) in self.lanes.iter().enumerate().take(honest) {
+            let census = lane.as_ref().map_or(StreamCensus::default(), |lane| lane.quic.census());
+            if census != StreamCensus::default() {
+                return Err(format!("M5: the transport of member {node} is left with {census:?}"));
+            }
+        }
+        Ok(())
     }
 
     /// A hostile member wants to say something.

@@ -266,6 +266,11 @@ impl World {
         // The worst standing heals in five minutes.
         let end = self.now + self.options.bound() + Duration::from_secs(360);
         if self.wire.is_some() {
+            let honest = self.options.members - self.options.hostile;
+            let check = |world: &World| {
+                check(world)?;
+                world.wire.as_ref().map_or(Ok(()), |wire| wire.check_streams(honest))
+            };
             while check(self).is_err() && self.now < end {
                 self.run_until(self.now + Duration::from_secs(1))?;
             }
