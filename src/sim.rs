@@ -20,6 +20,7 @@ mod net;
 mod options;
 mod oracle;
 mod scenario;
+mod witness;
 mod world;
 
 use std::fmt;

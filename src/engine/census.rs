@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use crate::types::{ArtifactId, PeerIndex, TopicId};
+use crate::proto::Active;
+use crate::types::{ArtifactId, PeerIndex, Slot, TopicId, Version};
 
 use super::topic::{Stage, Topic};
 use super::{Engine, Link};
@@ -116,6 +117,23 @@ impl Engine {
     /// Whether any peer names an artifact.
     pub fn is_named(&self, topic: TopicId, id: &ArtifactId) -> bool {
         self.topic(topic).is_some_and(|topic| topic.view.is_advertised(id))
+    }
+
+    /// Whether `peer` names an artifact, as far as it is known here.
+    pub fn is_named_by(&self, topic: TopicId, id: &ArtifactId, peer: PeerIndex) -> bool {
+        self.topic(topic).is_some_and(|topic| topic.view.advertisers(id).any(|one| one == peer))
+    }
+
+    /// What is active in a slot of ours, and since which version of the table.
+    pub fn slot(&self, topic: TopicId, slot: Slot) -> Option<(Version, &Active)> {
+        self.topic(topic)?.slots.get_slot(slot)
+    }
+
+    /// Which slot of ours an active artifact is in, and since which version of the table.
+    pub fn place_of(&self, topic: TopicId, id: &ArtifactId) -> Option<(Slot, Version)> {
+        let slots = &self.topic(topic)?.slots;
+        let (slot, _) = slots.get(id)?;
+        Some((slot, slots.get_slot(slot)?.0))
     }
 
     fn topic(&self, topic: TopicId) -> Option<&Topic> {

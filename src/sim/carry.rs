@@ -15,8 +15,15 @@ const DRIPS: u64 = 3;
 
 impl World {
     /// An honest member is about to send something: a body only while it is active there.
-    pub(super) fn check_sent(&self, from: usize, to: usize, outgoing: &Outgoing) -> Result<(), String> {
+    pub(super) fn check_sent(
+        &mut self,
+        from: usize,
+        to: usize,
+        connection: u64,
+        outgoing: &Outgoing,
+    ) -> Result<(), String> {
         let Some(Actor::Honest(member)) = self.actors.get(from) else { return Ok(()) };
+        self.witness.hear(from, to, connection, outgoing, member)?;
         let named = match outgoing {
             Outgoing::Push { head, .. } => match PushHead::decode(head.get(1..).unwrap_or_default()) {
                 Ok(Some((head, _))) => Some((head.topic, head.id)),

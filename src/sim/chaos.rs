@@ -265,8 +265,7 @@ impl World {
 
     fn broadcast_one(&mut self, node: usize) -> Result<(), String> {
         let number = self.rng.below(self.options.topics.len() as u64) as usize;
-        // Now and then two members make the same.
-        let body = if self.rng.one_in(20) {
+        let body = if self.rng.one_in(self.options.habits.same_one_in) {
             Bytes::copy_from_slice(&self.rng.below(4).to_le_bytes())
         } else {
             let mut body = vec![0; 8 + self.rng.below(self.options.topics[number].largest - 7) as usize];

@@ -93,6 +93,8 @@ pub struct Habits {
     pub think: Duration,
     /// One act in so many leaves the consumer stalled for a while; 0 for none.
     pub stall_one_in: u64,
+    /// One broadcast in so many is of something that others make, too; 0 for none.
+    pub same_one_in: u64,
 }
 
 /// What hostile members do.
@@ -145,6 +147,7 @@ impl Options {
                 keep_percent: rng.below(20),
                 think: millis(rng.below(200)),
                 stall_one_in: if rng.one_in(3) { 10 } else { 0 },
+                same_one_in: 20,
             },
             lies: Lies {
                 every: millis(5 + rng.below(100)),
@@ -152,6 +155,14 @@ impl Options {
                 wrong_percent: rng.below(40),
             },
         }
+    }
+
+    /// Whether nothing goes wrong: no fault, no loss, no lie, and nobody makes what another has made.
+    pub(super) fn is_calm(&self) -> bool {
+        let Faults { cut_every, crash_every, pause_every, close_every, .. } = &self.faults;
+        let faults = [cut_every, crash_every, pause_every, close_every];
+        let mishaps = [self.links.lose_one_in, self.hostile as u64, self.habits.same_one_in];
+        faults.iter().all(|every| every.is_zero()) && mishaps == [0; 3]
     }
 
     /// After the end of all faults, the longest until every active artifact is everywhere: connections are lost and made
@@ -176,6 +187,12 @@ impl TopicOptions {
     /// How often the room for received bodies must be filled and emptied, until all that `members` may name was there.
     fn turns(&self, members: u64) -> f64 {
         (u64::from(self.slots) * members) as f64 / (self.pending_bytes / self.largest).max(1) as f64
+    }
+
+    /// Whether nothing that `members` may name ever waits, for the filter or for room.
+    pub(super) fn has_room_for_all(&self, members: usize) -> bool {
+        let all = u64::from(self.slots) * members as u64 * self.largest;
+        self.later_percent == 0 && all <= self.pending_bytes
     }
 
     fn mixed(rng: &mut Rng) -> TopicOptions {

@@ -12,8 +12,9 @@ use super::member::{Member, SETTLED};
 use super::net::{Cargo, Net};
 use super::options::Options;
 use super::oracle::Oracle;
+use super::witness::Witness;
 use crate::engine::{Effect, Effects};
-use crate::types::{ArtifactId, Instant, PeerIndex, Rng, TopicId};
+use crate::types::{ArtifactId, Instant, Rng, TopicId};
 
 /// Something that happens at a time.
 #[derive(Debug, Clone)]
@@ -102,6 +103,7 @@ pub(crate) struct World {
     pub(super) net: Net,
     pub(super) flows: Flows,
     pub(super) oracle: Oracle,
+    pub(super) witness: Witness,
     /// Bodies by id: everything that anybody ever made.
     pub(super) bodies: BTreeMap<ArtifactId, Bytes>,
     /// Whether load and faults go on.
@@ -131,6 +133,7 @@ impl World {
             net,
             flows: Flows::default(),
             oracle: Oracle::new(&options),
+            witness: Witness::new(&options),
             bodies: BTreeMap::new(),
             chaos: true,
             lies: true,
@@ -414,10 +417,14 @@ impl World {
             while let Some(connection) = self.net.side(node, peer) {
                 let Some(room) = self.net.room(node, peer) else { break };
                 let Some(Actor::Honest(member)) = self.actors.get_mut(node) else { break };
-                let index = PeerIndex(peer as u16);
-                let Some(outgoing) = member.engine.poll_outgoing(index, room, self.now) else { break };
-                self.check_sent(node, peer, &outgoing)?;
-                self.send(node, peer, connection, outgoing);
+                let given = self.witness.poll(member, peer, room, self.now)?;
+                if given[0].is_none() {
+                    break;
+                }
+                for outgoing in given.into_iter().flatten() {
+                    self.check_sent(node, peer, connection, &outgoing)?;
+                    self.send(node, peer, connection, outgoing);
+                }
                 sent = true;
             }
         }
