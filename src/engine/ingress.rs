@@ -293,7 +293,8 @@ impl Engine {
     }
 
     fn want(&mut self, index: usize, id: &ArtifactId, not_before: Option<Instant>, now: Instant) {
-        let Some(topic) = self.topics.get(index) else { return };
+        let Some(topic) = self.topics.get_mut(index) else { return };
+        topic.expect(id, now);
         self.fetch.handle_wanted(topic.id(), *id, topic.config().class, not_before, now);
         for (peer, size) in topic.view.claims(id) {
             self.fetch.handle_advertiser(topic.id(), *id, peer, size);

@@ -397,14 +397,16 @@ impl Fetch {
         self.by_id.contains_key(&(topic, *id))
     }
 
-    /// Whether `id` has been asked of a peer that sends bodies: if not this one, then others before it.
+    /// Whether `id` has been asked of a peer that sends bodies, or waits for its turn there: if not this one, then others
+    /// before it.
     pub fn is_served(&self, topic: TopicId, id: &ArtifactId, now: Instant) -> bool {
         let Some(task) = self.by_id.get(&(topic, *id)).and_then(|slot| self.tasks.get(*slot)) else {
             return false;
         };
         let recent = |at: Instant| now.saturating_since(at) < self.limits.hedge_max;
         let sends = |peer: PeerIndex| self.peers.get(peer.index())?.heard_at.filter(|at| recent(*at));
-        task.flights.iter().any(|flight| sends(flight.peer).is_some())
+        let asks = |one: &&Advertiser| matches!(one.state, State::Fresh | State::Asked);
+        task.advertisers.iter().filter(asks).any(|one| sends(one.peer).is_some())
     }
 
     /// Fetches.
