@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use crate::proto::Active;
-use crate::types::{ArtifactId, PeerIndex, Slot, TopicId, Version};
+use crate::proto::{Active, Asked};
+use crate::types::{ArtifactId, PeerIndex, PerClass, Slot, TopicId, Version};
 
 use super::topic::{Stage, Topic};
 use super::{Engine, Link};
@@ -52,6 +52,8 @@ pub struct Census {
     pub control: usize,
     /// Slots of which some connected peer must still hear.
     pub backlog: usize,
+    /// Bytes of bodies that peers were asked for.
+    pub fetch_bytes: u64,
     /// Bytes set aside for bodies that are on their way.
     pub reserved_bytes: u64,
     /// Bytes of bodies: active, and received.
@@ -61,8 +63,12 @@ pub struct Census {
 impl Engine {
     /// Counts what is held.
     pub fn census(&self) -> Census {
-        let mut census =
-            Census { requests: self.requests.len(), fetches: self.fetch.len(), ..Census::default() };
+        let mut census = Census {
+            requests: self.requests.len(),
+            fetches: self.fetch.len(),
+            fetch_bytes: self.fetch.asked_bytes(),
+            ..Census::default()
+        };
         for topic in &self.topics {
             let (active, received) = topic.pool_bytes();
             census.artifacts += topic.artifacts();
@@ -82,6 +88,16 @@ impl Engine {
             census.arriving += arriving.len();
         }
         census
+    }
+
+    /// Requests on their way to `peer` and the bytes that they announce, by class.
+    pub fn asked_of(&self, peer: PeerIndex) -> PerClass<Asked> {
+        self.fetch.asked_of(peer)
+    }
+
+    /// Bodies being fetched.
+    pub fn fetches(&self) -> usize {
+        self.fetch.len()
     }
 
     /// Where an artifact stands; `None` when nothing is known of it.

@@ -8,6 +8,7 @@
 //! time; when both are silent and a third peer could be asked, the older request is given up, so hostile
 //! members delay a body that an honest one has by at most one silence each.
 
+mod books;
 mod latency;
 mod peer;
 mod task;
@@ -20,6 +21,7 @@ use std::time::Duration;
 use slab::Slab;
 
 use crate::types::{ArtifactId, Class, Instant, KeyedState, PeerIndex, PerClass, Rng, StreamKey, TopicId};
+pub use books::Asked;
 use peer::{Load, Peer, Ticket};
 use task::{Advertiser, Flight, State, Task};
 
