@@ -13,12 +13,15 @@
 
 mod carry;
 mod chaos;
+mod effort;
 mod flow;
+mod hardship;
 mod hostile;
 mod member;
 mod net;
 mod options;
 mod oracle;
+mod patience;
 mod scenario;
 mod witness;
 mod world;
@@ -26,6 +29,7 @@ mod world;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+pub use hardship::Budget;
 pub use options::{Faults, Habits, Lies, Links, Options, TopicOptions};
 pub use scenario::Scenario;
 use world::World;

@@ -8,7 +8,7 @@ use super::net::{Cargo, REQUEST_BYTES, listens};
 use super::world::{Actor, Happening, World};
 use crate::engine::{ArtifactState, Effects};
 use crate::types::{ArtifactId, HashKind, PeerIndex, StreamKey, TopicId, Verified};
-use crate::wire::{BatchReader, Incoming, Outgoing, PushHead, Reply};
+use crate::wire::{BatchReader, Change, Frame, Incoming, Outgoing, PushHead, Reply, Update};
 
 /// Pieces in which an answer comes before its last.
 const DRIPS: u64 = 3;
@@ -147,6 +147,9 @@ impl World {
                 self.bodies.entry(HashKind::Blake3.id(body)).or_insert_with(|| body.clone());
             }
             tracing::trace!(from, to, ?frame);
+            if let Frame::Update(Update { topic, change: Change::Advert { id, .. }, .. }) = &frame {
+                self.named(from, to, *topic, *id);
+            }
             self.bring(to, from, Incoming::Frame(frame));
         }
         Ok(())
@@ -171,6 +174,7 @@ impl World {
             (Cargo::PushHead(_), What::Push { head, started, .. }) => {
                 *started = true;
                 let head = *head;
+                self.named(from, to, head.topic, head.id);
                 self.bring(to, from, Incoming::PushStarted { key, head });
             }
             // Streams are whole: what overtook its head waits for it.
@@ -258,7 +262,9 @@ impl World {
     pub(super) fn bring(&mut self, node: usize, peer: usize, incoming: Incoming) {
         let Some(Actor::Honest(member)) = self.actors.get_mut(node) else { return };
         let mut fx = Effects::new();
-        member.engine.handle_link(PeerIndex(peer as u16), incoming, self.now, &mut fx);
+        self.effort.arrived(node);
+        let now = member.clock(self.now);
+        member.engine.handle_link(PeerIndex(peer as u16), incoming, now, &mut fx);
         member.forget_unnamed();
         self.pending.push_back((node, fx));
     }

@@ -17,7 +17,7 @@ const OPEN_REQUESTS: usize = 256;
 impl World {
     /// Draws when each kind of fault happens first.
     pub(super) fn plan_faults(&mut self) {
-        for kind in [Fault::Cut, Fault::Crash, Fault::Pause, Fault::Close] {
+        for kind in [Fault::Cut, Fault::Crash, Fault::Pause, Fault::Close, Fault::Leap] {
             self.plan(kind);
         }
     }
@@ -29,6 +29,7 @@ impl World {
             Fault::Crash => faults.crash_every,
             Fault::Pause => faults.pause_every,
             Fault::Close => faults.close_every,
+            Fault::Leap => faults.leap_every,
         };
         if !every.is_zero() {
             let delay = self.around(every);
@@ -64,6 +65,7 @@ impl World {
                 Ok(())
             }
             Fault::Close => self.close(node, peer),
+            Fault::Leap => self.leap(node, length),
         }
     }
 
@@ -98,6 +100,14 @@ impl World {
             self.net.detach(node, peer);
             self.expect_silence(peer, node);
         }
+    }
+
+    /// A member's clock is ahead of the others' from now on: what waited for the time in between is due.
+    fn leap(&mut self, node: usize, length: Duration) -> Result<(), String> {
+        if let Some(Actor::Honest(member)) = self.actors.get_mut(node) {
+            member.skew += length;
+        }
+        self.turn(node)
     }
 
     /// A member stands still.
@@ -200,6 +210,7 @@ impl World {
         if matches!(self.actors[peer], Actor::Off) {
             self.expect_silence(node, peer);
         }
+        self.effort.connected(node);
         self.with_member(node, |member, now, fx| member.connect(peer, now, fx))
     }
 

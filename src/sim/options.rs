@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::hardship::Budget;
 use crate::types::{Class, Rng};
 
 /// Everything, expanded from the seed. Printed when a run fails.
@@ -25,6 +26,8 @@ pub struct Options {
     pub habits: Habits,
     /// What hostile members do.
     pub lies: Lies,
+    /// What members may ask of one peer.
+    pub budget: Budget,
 }
 
 /// Links, alike in both directions.
@@ -55,6 +58,8 @@ pub struct Faults {
     pub pause_every: Duration,
     /// A connection is closed.
     pub close_every: Duration,
+    /// A member's clock leaps forward, as after its machine was stopped.
+    pub leap_every: Duration,
     /// The longest of these.
     pub longest: Duration,
 }
@@ -76,6 +81,8 @@ pub struct TopicOptions {
     pub later_percent: u64,
     /// Of a hundred artifacts, how many the filter never wants.
     pub discard_percent: u64,
+    /// Of a hundred artifacts, at how many the filter panics, at most until it changes for the last time.
+    pub panic_percent: u64,
 }
 
 /// What replicas do.
@@ -122,10 +129,11 @@ impl Options {
                 crash_every: sometimes(rng, 2, 500, 3_000),
                 pause_every: sometimes(rng, 3, 500, 3_000),
                 close_every: sometimes(rng, 3, 200, 2_000),
+                leap_every: Duration::ZERO,
                 longest: millis(50 + rng.below(3_000)),
             },
         };
-        Options {
+        let mut options = Options {
             seed,
             members,
             hostile,
@@ -154,20 +162,24 @@ impl Options {
                 silent_percent: rng.below(60),
                 wrong_percent: rng.below(40),
             },
-        }
+            budget: Budget::default(),
+        };
+        options.harden();
+        options
     }
 
     /// Whether nothing goes wrong: no fault, no loss, no lie, and nobody makes what another has made.
     pub(super) fn is_calm(&self) -> bool {
-        let Faults { cut_every, crash_every, pause_every, close_every, .. } = &self.faults;
-        let faults = [cut_every, crash_every, pause_every, close_every];
+        let Faults { cut_every, crash_every, pause_every, close_every, leap_every, .. } = &self.faults;
+        let faults = [cut_every, crash_every, pause_every, close_every, leap_every];
         let mishaps = [self.links.lose_one_in, self.hostile as u64, self.habits.same_one_in];
         faults.iter().all(|every| every.is_zero()) && mishaps == [0; 3]
     }
 
     /// After the end of all faults, the longest until every active artifact is everywhere: connections are lost and made
     /// again; each hostile member may keep a fetch waiting for the longest hedge, twice; what waits must pass the links; and
-    /// where few bodies have room at a time, each takes its turn of a request and a thought, and each lie a turn of patience.
+    /// where few bodies have room at a time, or may be asked for, each takes its turn of a request and a thought, and each lie a
+    /// turn of patience.
     pub fn bound(&self) -> Duration {
         let trip = 2 * (self.links.latency + self.links.jitter);
         let members = self.members as u64;
@@ -179,7 +191,13 @@ impl Options {
         let lie = if self.hostile > 0 { Duration::from_millis(500) } else { Duration::ZERO };
         let turns: Duration =
             self.topics.iter().map(|topic| (turn + lie).mul_f64(topic.turns(members))).sum();
-        2 * self.links.idle_timeout + Duration::from_secs(2) + hedges + 20 * trip + 2 * transfer + turns
+        2 * self.links.idle_timeout
+            + Duration::from_secs(2)
+            + hedges
+            + 20 * trip
+            + 2 * transfer
+            + turns
+            + self.queueing(turn)
     }
 }
 
@@ -192,7 +210,7 @@ impl TopicOptions {
     /// Whether nothing that `members` may name ever waits, for the filter or for room.
     pub(super) fn has_room_for_all(&self, members: usize) -> bool {
         let all = u64::from(self.slots) * members as u64 * self.largest;
-        self.later_percent == 0 && all <= self.pending_bytes
+        self.later_percent + self.panic_percent == 0 && all <= self.pending_bytes
     }
 
     fn mixed(rng: &mut Rng) -> TopicOptions {
@@ -206,6 +224,7 @@ impl TopicOptions {
             largest,
             later_percent: if filtered { rng.below(50) } else { 0 },
             discard_percent: if filtered { rng.below(30) } else { 0 },
+            panic_percent: 0,
         }
     }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::hardship::Budget;
 use super::member::{Member, topic_id};
 use super::options::{Faults, Habits, Lies, Links, Options, TopicOptions};
 use super::world::{Actor, Happening, World};
@@ -184,9 +185,9 @@ impl Scenario {
             Scenario::StaleUpdates
             | Scenario::SlotLimit
             | Scenario::FilterFlips
-            | Scenario::Liars
             | Scenario::PushDuringFetch
             | Scenario::AbortStorm => world.run(),
+            Scenario::Liars => liars(world),
         }
     }
 }
@@ -223,6 +224,7 @@ fn quiet(seed: u64) -> Options {
             largest: 1_000,
             later_percent: 0,
             discard_percent: 0,
+            panic_percent: 0,
         }],
         habits: Habits {
             act_every: Duration::ZERO,
@@ -234,6 +236,7 @@ fn quiet(seed: u64) -> Options {
             same_one_in: 20,
         },
         lies: Lies::default(),
+        budget: Budget::default(),
     }
 }
 
@@ -247,7 +250,7 @@ fn calm(seed: u64) -> Options {
     options.links.rate = options.links.rate.max(20 * tables);
     options.links.window = options.links.window.max(tables);
     for topic in &mut options.topics {
-        (topic.later_percent, topic.discard_percent) = (0, 0);
+        (topic.later_percent, topic.discard_percent, topic.panic_percent) = (0, 0, 0);
         topic.pending_bytes = u64::from(topic.slots) * options.members as u64 * topic.largest;
     }
     options
@@ -525,4 +528,12 @@ fn thrift(world: &mut World) -> Result<(), String> {
     world.run()?;
     let (unneeded, dropped) = (world.counter(|c| c.bodies_unneeded), world.counter(|c| c.bodies_dropped));
     ensure(unneeded + dropped == 0, || format!("P6: {unneeded} bodies came twice, {dropped} in vain"))
+}
+
+fn liars(world: &mut World) -> Result<(), String> {
+    world.patience.watch(&world.options);
+    world.run()?;
+    let (bodies, longest) = world.patience.longest();
+    tracing::debug!(bodies, ?longest, "waited for what an honest member named");
+    ensure(bodies > 100, || format!("only {bodies} bodies were waited for"))
 }

@@ -76,7 +76,7 @@ impl Witness {
         room: Class,
         now: Instant,
     ) -> Result<[Option<Outgoing>; 2], String> {
-        let index = PeerIndex(peer as u16);
+        let (index, now) = (PeerIndex(peer as u16), member.clock(now));
         let Some(first) = member.engine.poll_outgoing(index, room, now) else { return Ok([None, None]) };
         let class = self.class(&first);
         let Some(above) = Class::ALL.into_iter().rfind(|above| *above < class) else {

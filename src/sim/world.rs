@@ -6,14 +6,16 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::Report;
+use super::effort::Effort;
 use super::flow::Flows;
 use super::hostile::Hostile;
 use super::member::{Member, SETTLED};
 use super::net::{Cargo, Net};
 use super::options::Options;
 use super::oracle::Oracle;
+use super::patience::Patience;
 use super::witness::Witness;
-use crate::engine::{Effect, Effects};
+use crate::engine::{Effect, Effects, Event};
 use crate::types::{ArtifactId, Instant, Rng, TopicId};
 
 /// Something that happens at a time.
@@ -83,6 +85,8 @@ pub(super) enum Fault {
     Crash,
     Pause,
     Close,
+    /// A clock leaps forward.
+    Leap,
 }
 
 pub(super) enum Actor {
@@ -104,6 +108,8 @@ pub(crate) struct World {
     pub(super) flows: Flows,
     pub(super) oracle: Oracle,
     pub(super) witness: Witness,
+    pub(super) effort: Effort,
+    pub(super) patience: Patience,
     /// Bodies by id: everything that anybody ever made.
     pub(super) bodies: BTreeMap<ArtifactId, Bytes>,
     /// Whether load and faults go on.
@@ -134,6 +140,8 @@ impl World {
             flows: Flows::default(),
             oracle: Oracle::new(&options),
             witness: Witness::new(&options),
+            effort: Effort::new(&options),
+            patience: Patience::default(),
             bodies: BTreeMap::new(),
             chaos: true,
             lies: true,
@@ -190,8 +198,8 @@ impl World {
                 self.start(node);
             }
             self.with_member(node, |member, now, fx| {
-                member.paused_until = now;
-                member.stalled_until = now;
+                member.paused_until = peace;
+                member.stalled_until = peace;
                 let (topics, generation) = (member.topics(), SETTLED);
                 member.change_filter(topics, generation, now, fx);
             })?;
@@ -280,6 +288,7 @@ impl World {
         match happening {
             Happening::Arrive { from, to, connection, cargo } => self.arrive(from, to, connection, cargo),
             Happening::Acknowledged { from, to, connection, bytes } => {
+                self.effort.arrived(from);
                 self.net.acknowledge(from, to, connection, bytes);
                 self.turn(from)
             }
@@ -321,6 +330,7 @@ impl World {
         let honest = self.options.members - self.options.hostile;
         self.actors[node] = if node < honest {
             self.oracle.forget(node);
+            self.effort.forget(node);
             Actor::Honest(Box::new(Member::new(&self.options, node, self.boots, self.generation)))
         } else {
             Actor::Hostile(Box::new(Hostile::new(&self.options, self.boots)))
@@ -355,7 +365,8 @@ impl World {
     ) -> Result<(), String> {
         let Some(Actor::Honest(member)) = self.actors.get_mut(node) else { return Ok(()) };
         let mut fx = Effects::new();
-        call(member, self.now, &mut fx);
+        self.effort.commanded(node);
+        call(member, member.clock(self.now), &mut fx);
         member.forget_unnamed();
         self.carry_out(node, fx)?;
         self.turn(node)
@@ -396,18 +407,30 @@ impl World {
                 return Ok(());
             }
             let mut fx = Effects::new();
-            let due = member.engine.poll_timeout().is_some_and(|(at, _)| at <= self.now);
+            let now = member.clock(self.now);
+            let due = member.engine.poll_timeout().is_some_and(|(at, _)| at <= now);
+            self.effort.spend(node);
             if due {
-                member.engine.handle_timeout(self.now, &mut fx);
+                self.effort.timed(node);
+                member.engine.handle_timeout(now, &mut fx);
             }
             let moved = due | !fx.is_empty();
             self.carry_out(node, fx)?;
             if !(self.send_all(node)? | self.consume(node)? | moved) {
                 self.arm(node);
-                return self.oracle.check_member(node, &self.actors, &self.options);
+                return self.check(node);
             }
         }
         Err(format!("S16: member {node} finds no end of its turn"))
+    }
+
+    /// After turns of a member.
+    fn check(&mut self, node: usize) -> Result<(), String> {
+        if let Some(Actor::Honest(member)) = self.actors.get(node) {
+            self.effort.check(node, member.engine.fetches(), member.clock(self.now))?;
+        }
+        self.check_patience(node)?;
+        self.oracle.check_member(node, &self.actors, &self.options)
     }
 
     /// Sends what the engine has for every peer with room; whether it had something.
@@ -425,6 +448,7 @@ impl World {
                     self.check_sent(node, peer, connection, &outgoing)?;
                     self.send(node, peer, connection, outgoing);
                 }
+                self.effort.spend(node);
                 sent = true;
             }
         }
@@ -439,8 +463,12 @@ impl World {
         {
             let Some((topic, event)) = member.poll_event(topics) else { break };
             consumed = true;
+            self.effort.spend(node);
             self.digest.update(format!("{node} {topic:?} {event:?}").as_bytes());
             tracing::trace!(node, ?topic, ?event);
+            if let Event::Delivered { artifact, .. } = &event {
+                self.patience.delivered(node, topic, artifact.id, now);
+            }
             if let Some(id) = self.oracle.hear(member, node, topic, &event, &self.bodies)? {
                 let delay =
                     Duration::from_nanos(self.rng.below(self.options.habits.think.as_nanos() as u64 + 1));
@@ -454,6 +482,7 @@ impl World {
     fn arm(&mut self, node: usize) {
         let Some(Actor::Honest(member)) = self.actors.get_mut(node) else { return };
         let Some((at, _)) = member.engine.poll_timeout() else { return };
+        let at = member.unskewed(at);
         if member.timer_at.is_none_or(|armed| armed > at) {
             member.timer_at = Some(at);
             self.at(at, Happening::Timer { node });
