@@ -79,6 +79,8 @@ counters! {
         resumes_stale,
         /// Updates of ours that a peer refused for its limit, repeated and false ones too.
         refused_by_peers,
+        /// Panics of topics' filters; each counts as `Later`.
+        filter_panics,
         /// Updates for topics that nobody here listens to.
         updates_unknown_topic,
         /// Connections closed because the peer broke the protocol.

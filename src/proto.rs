@@ -29,7 +29,7 @@ mod view;
 
 pub use admit::Admission;
 pub use dirty::DirtySet;
-pub use fetch::{FETCH_KEYS, Fetch, FetchEffect, FetchLimits, Outcome, Request};
+pub use fetch::{Asked, FETCH_KEYS, Fetch, FetchEffect, FetchLimits, Outcome, Request};
 pub use member::{MemberChange, MemberDifference, MemberError, difference};
 pub use pool::{Held, Pool, PoolFull, PoolLimits, Promotion, Stage};
 pub use score::{Fault, Score, Standing};

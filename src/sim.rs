@@ -16,7 +16,9 @@
 
 mod carry;
 mod chaos;
+mod effort;
 mod flow;
+mod hardship;
 mod hostile;
 mod lane;
 mod member;
@@ -24,13 +26,16 @@ mod net;
 mod options;
 mod oracle;
 mod path;
+mod patience;
 mod plain;
 mod scenario;
+mod witness;
 mod world;
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+pub use hardship::Budget;
 pub use options::{Datagrams, Faults, Habits, Level, Lies, Links, Options, TopicOptions};
 pub use scenario::Scenario;
 use world::World;

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use crate::types::{ArtifactId, PeerIndex, TopicId};
+use crate::proto::{Active, Asked};
+use crate::types::{ArtifactId, PeerIndex, PerClass, Slot, TopicId, Version};
 
 use super::topic::{Stage, Topic};
 use super::{Engine, Link};
@@ -51,6 +52,8 @@ pub struct Census {
     pub control: usize,
     /// Slots of which some connected peer must still hear.
     pub backlog: usize,
+    /// Bytes of bodies that peers were asked for.
+    pub fetch_bytes: u64,
     /// Bytes set aside for bodies that are on their way.
     pub reserved_bytes: u64,
     /// Bytes of bodies: active, and received.
@@ -60,8 +63,12 @@ pub struct Census {
 impl Engine {
     /// Counts what is held.
     pub fn census(&self) -> Census {
-        let mut census =
-            Census { requests: self.requests.len(), fetches: self.fetch.len(), ..Census::default() };
+        let mut census = Census {
+            requests: self.requests.len(),
+            fetches: self.fetch.len(),
+            fetch_bytes: self.fetch.asked_bytes(),
+            ..Census::default()
+        };
         for topic in &self.topics {
             let (active, received) = topic.pool_bytes();
             census.artifacts += topic.artifacts();
@@ -81,6 +88,16 @@ impl Engine {
             census.arriving += arriving.len();
         }
         census
+    }
+
+    /// Requests on their way to `peer` and the bytes that they announce, by class.
+    pub fn asked_of(&self, peer: PeerIndex) -> PerClass<Asked> {
+        self.fetch.asked_of(peer)
+    }
+
+    /// Bodies being fetched.
+    pub fn fetches(&self) -> usize {
+        self.fetch.len()
     }
 
     /// Where an artifact stands; `None` when nothing is known of it.
@@ -116,6 +133,23 @@ impl Engine {
     /// Whether any peer names an artifact.
     pub fn is_named(&self, topic: TopicId, id: &ArtifactId) -> bool {
         self.topic(topic).is_some_and(|topic| topic.view.is_advertised(id))
+    }
+
+    /// Whether `peer` names an artifact, as far as it is known here.
+    pub fn is_named_by(&self, topic: TopicId, id: &ArtifactId, peer: PeerIndex) -> bool {
+        self.topic(topic).is_some_and(|topic| topic.view.advertisers(id).any(|one| one == peer))
+    }
+
+    /// What is active in a slot of ours, and since which version of the table.
+    pub fn slot(&self, topic: TopicId, slot: Slot) -> Option<(Version, &Active)> {
+        self.topic(topic)?.slots.get_slot(slot)
+    }
+
+    /// Which slot of ours an active artifact is in, and since which version of the table.
+    pub fn place_of(&self, topic: TopicId, id: &ArtifactId) -> Option<(Slot, Version)> {
+        let slots = &self.topic(topic)?.slots;
+        let (slot, _) = slots.get(id)?;
+        Some((slot, slots.get_slot(slot)?.0))
     }
 
     fn topic(&self, topic: TopicId) -> Option<&Topic> {

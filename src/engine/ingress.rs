@@ -241,7 +241,9 @@ impl Engine {
         // What others said of its size still counts.
         let known = topic.entry(&id).copied().unwrap_or(Entry::new(Stage::Later, size, attribute, relayed));
         let entry = |stage| Entry { attribute, ..known.at(stage) };
+        let panics = topic.admission.panics();
         let verdict = topic.admission.judge(&Advert { topic: topic.id(), id, size, attribute, from });
+        self.counters.filter_panics += topic.admission.panics() - panics;
         let before = topic.stage(&id);
         let stage = match (verdict, &body) {
             (Verdict::Want, Coming::On(key)) if topic.has_room(size) => Stage::Arriving { peer, key: *key },
@@ -293,7 +295,8 @@ impl Engine {
     }
 
     fn want(&mut self, index: usize, id: &ArtifactId, not_before: Option<Instant>, now: Instant) {
-        let Some(topic) = self.topics.get(index) else { return };
+        let Some(topic) = self.topics.get_mut(index) else { return };
+        topic.expect(id, now);
         self.fetch.handle_wanted(topic.id(), *id, topic.config().class, not_before, now);
         for (peer, size) in topic.view.claims(id) {
             self.fetch.handle_advertiser(topic.id(), *id, peer, size);
@@ -565,8 +568,9 @@ impl Engine {
     /// The filter has changed: everything it wanted later is judged again.
     pub(super) fn judge_again(&mut self, index: usize, now: Instant) {
         let Some(topic) = self.topics.get_mut(index) else { return };
-        let mut judged = Vec::new();
+        let (panics, mut judged) = (topic.admission.panics(), Vec::new());
         topic.admission.handle_filter_changed(&mut judged);
+        self.counters.filter_panics += topic.admission.panics() - panics;
         for (advert, verdict) in judged {
             match verdict {
                 Verdict::Want if topic.stage(&advert.id) == Some(Stage::Later) => {

@@ -303,13 +303,23 @@ impl Topic {
 
     /// Nobody serves an artifact that is being fetched, as of `now`.
     pub(super) fn stick(&mut self, id: &ArtifactId, now: Instant) {
+        self.yield_at(id, now + Self::PATIENCE);
+    }
+
+    /// Nobody serves it yet; perhaps nobody can be asked.
+    pub(super) fn expect(&mut self, id: &ArtifactId, now: Instant) {
+        self.yield_at(id, now + 2 * Self::PATIENCE);
+    }
+
+    fn yield_at(&mut self, id: &ArtifactId, at: Instant) {
         if let Some(entry) = self.ledger.get_mut(id)
             && entry.stage == Stage::Fetching
             && !entry.yielded
-            && entry.yields_at.is_none()
+            && entry.yields_at.is_none_or(|before| before > at)
         {
-            let at = now + Self::PATIENCE;
-            entry.yields_at = Some(at);
+            if let Some(before) = entry.yields_at.replace(at) {
+                self.stuck.remove(&(before, *id));
+            }
             self.stuck.insert((at, *id));
         }
     }

@@ -8,6 +8,7 @@
 //! time; when both are silent and a third peer could be asked, the older request is given up, so hostile
 //! members delay a body that an honest one has by at most one silence each.
 
+mod books;
 mod latency;
 mod peer;
 mod task;
@@ -20,6 +21,7 @@ use std::time::Duration;
 use slab::Slab;
 
 use crate::types::{ArtifactId, Class, Instant, KeyedState, PeerIndex, PerClass, Rng, StreamKey, TopicId};
+pub use books::Asked;
 use peer::{Load, Peer, Ticket};
 use task::{Advertiser, Flight, State, Task};
 
@@ -397,14 +399,16 @@ impl Fetch {
         self.by_id.contains_key(&(topic, *id))
     }
 
-    /// Whether `id` has been asked of a peer that sends bodies: if not this one, then others before it.
+    /// Whether `id` has been asked of a peer that sends bodies, or waits for its turn there: if not this one, then others
+    /// before it.
     pub fn is_served(&self, topic: TopicId, id: &ArtifactId, now: Instant) -> bool {
         let Some(task) = self.by_id.get(&(topic, *id)).and_then(|slot| self.tasks.get(*slot)) else {
             return false;
         };
         let recent = |at: Instant| now.saturating_since(at) < self.limits.hedge_max;
         let sends = |peer: PeerIndex| self.peers.get(peer.index())?.heard_at.filter(|at| recent(*at));
-        task.flights.iter().any(|flight| sends(flight.peer).is_some())
+        let asks = |one: &&Advertiser| matches!(one.state, State::Fresh | State::Asked);
+        task.advertisers.iter().filter(asks).any(|one| sends(one.peer).is_some())
     }
 
     /// Fetches.

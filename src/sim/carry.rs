@@ -15,8 +15,15 @@ const DRIPS: u64 = 3;
 
 impl World {
     /// An honest member is about to send something: a body only while it is active there.
-    pub(super) fn check_sent(&self, from: usize, to: usize, outgoing: &Outgoing) -> Result<(), String> {
+    pub(super) fn check_sent(
+        &mut self,
+        from: usize,
+        to: usize,
+        connection: u64,
+        outgoing: &Outgoing,
+    ) -> Result<(), String> {
         let Some(Actor::Honest(member)) = self.actors.get(from) else { return Ok(()) };
+        self.witness.hear(from, to, connection, outgoing, member)?;
         let named = match outgoing {
             Outgoing::Push { head, .. } => match PushHead::decode(head.get(1..).unwrap_or_default()) {
                 Ok(Some((head, _))) => Some((head.topic, head.id)),
@@ -245,9 +252,15 @@ impl World {
 
     /// Hands `node` what its link to `peer` brought.
     pub(super) fn bring(&mut self, node: usize, peer: usize, incoming: Incoming) {
-        let Some(Actor::Honest(member)) = self.actors.get_mut(node) else { return };
+        if !matches!(self.actors[node], Actor::Honest(_)) {
+            return;
+        }
         tracing::trace!(node, peer, ?incoming);
         match &incoming {
+            Incoming::PushStarted { head, .. } => self.named(peer, node, head.topic, head.id),
+            Incoming::Frame(Frame::Update(Update { topic, change: Change::Advert { id, .. }, .. })) => {
+                self.named(peer, node, *topic, *id);
+            }
             Incoming::Pushed { body, .. } | Incoming::Reply { reply: Reply::Found(body), .. } => {
                 self.bodies.entry(body.id()).or_insert_with(|| body.bytes().clone());
             }
@@ -256,8 +269,11 @@ impl World {
             }
             _ => (),
         }
+        self.effort.arrived(node);
+        let now = self.clock(node);
+        let Some(Actor::Honest(member)) = self.actors.get_mut(node) else { return };
         let mut fx = Effects::new();
-        member.engine.handle_link(PeerIndex(peer as u16), incoming, self.now, &mut fx);
+        member.engine.handle_link(PeerIndex(peer as u16), incoming, now, &mut fx);
         member.forget_unnamed();
         self.pending.push_back((node, fx));
     }

@@ -17,7 +17,7 @@ const OPEN_REQUESTS: usize = 256;
 impl World {
     /// Draws when each kind of fault happens first.
     pub(super) fn plan_faults(&mut self) {
-        for kind in [Fault::Cut, Fault::Crash, Fault::Pause, Fault::Close, Fault::Narrow] {
+        for kind in [Fault::Cut, Fault::Crash, Fault::Pause, Fault::Close, Fault::Leap, Fault::Narrow] {
             self.plan(kind);
         }
     }
@@ -29,6 +29,7 @@ impl World {
             Fault::Crash => faults.crash_every,
             Fault::Pause => faults.pause_every,
             Fault::Close => faults.close_every,
+            Fault::Leap => faults.leap_every,
             Fault::Narrow if self.wire.is_some() => self.options.datagrams.narrow_every,
             Fault::Narrow => Duration::ZERO,
         };
@@ -73,6 +74,7 @@ impl World {
                 self.after(length, Happening::Heal { pair: (node.min(peer), node.max(peer)) });
                 Ok(())
             }
+            Fault::Leap => self.leap(node, length),
         }
     }
 
@@ -119,6 +121,14 @@ impl World {
         }
     }
 
+    /// A member's clock is ahead of the others' from now on: what waited for the time in between is due.
+    fn leap(&mut self, node: usize, length: Duration) -> Result<(), String> {
+        if let Some(Actor::Honest(member)) = self.actors.get_mut(node) {
+            member.skew += length;
+        }
+        self.turn(node)
+    }
+
     /// A member stands still.
     pub(super) fn pause(&mut self, node: usize, length: Duration) {
         let Some(Actor::Honest(member)) = self.actors.get_mut(node) else { return };
@@ -145,8 +155,9 @@ impl World {
 
     /// `node` closes its connection with `peer` and says so.
     pub(super) fn close(&mut self, node: usize, peer: usize, code: CloseCode) -> Result<(), String> {
+        let now = self.clock(node);
         if let Some(wire) = &mut self.wire {
-            wire.disconnect(node, peer, code, self.now);
+            wire.disconnect(node, peer, code, now);
             return self.turn(node);
         }
         let Some(connection) = self.net.side(node, peer) else { return Ok(()) };
@@ -223,6 +234,7 @@ impl World {
         if matches!(self.actors[peer], Actor::Off) {
             self.expect_silence(node, peer);
         }
+        self.effort.connected(node);
         self.with_member(node, |member, now, fx| member.connect(peer, now, fx))
     }
 
@@ -292,8 +304,7 @@ impl World {
 
     fn broadcast_one(&mut self, node: usize) -> Result<(), String> {
         let number = self.rng.below(self.options.topics.len() as u64) as usize;
-        // Now and then two members make the same.
-        let body = if self.rng.one_in(20) {
+        let body = if self.rng.one_in(self.options.habits.same_one_in) {
             Bytes::copy_from_slice(&self.rng.below(4).to_le_bytes())
         } else {
             let mut body = vec![0; 8 + self.rng.below(self.options.topics[number].largest - 7) as usize];

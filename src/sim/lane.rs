@@ -175,9 +175,10 @@ impl Wire {
     }
 
     /// Hands over what the socket kept, and what is due.
-    fn take_in(&mut self, node: usize, now: Instant) -> bool {
-        let Some(lane) = self.lane(node) else { return false };
-        let mut moved = !lane.waiting.is_empty();
+    /// How many things there were.
+    fn take_in(&mut self, node: usize, now: Instant) -> usize {
+        let Some(lane) = self.lane(node) else { return 0 };
+        let mut moved = lane.waiting.len();
         lane.waiting_bytes = 0;
         while let Some((from, data)) = lane.waiting.pop_front() {
             let data = BytesMut::from(&data[..]);
@@ -186,7 +187,7 @@ impl Wire {
         }
         if lane.quic.poll_timeout().is_some_and(|at| at <= now) {
             lane.quic.handle_timeout(now);
-            moved = true;
+            moved += 1;
         }
         moved
     }
@@ -272,9 +273,11 @@ impl World {
 
     /// What the links bring a member; whether it was something.
     pub(super) fn hear_links(&mut self, node: usize) -> Result<bool, String> {
-        let now = self.now;
+        let now = self.clock(node);
         let Some(wire) = &mut self.wire else { return Ok(false) };
-        let mut moved = wire.take_in(node, now);
+        let taken = wire.take_in(node, now);
+        (0..taken).for_each(|_| self.effort.arrived(node));
+        let mut moved = taken > 0;
         while let Some((peer, event)) = self.wire.as_mut().and_then(|wire| wire.poll_event(node)) {
             moved = true;
             match &mut self.actors[node] {
@@ -288,13 +291,17 @@ impl World {
 
     fn hear_honest(&mut self, node: usize, peer: usize, event: Event) {
         let index = PeerIndex(peer as u16);
+        let now = self.clock(node);
+        if let Event::Connected { .. } = event {
+            self.effort.connected(node);
+        }
         let Actor::Honest(member) = &mut self.actors[node] else { return };
         let mut fx = Effects::new();
         match event {
             Event::Connected { connection } => {
-                member.engine.handle_connected(index, connection, self.now, &mut fx)
+                member.engine.handle_connected(index, connection, now, &mut fx)
             }
-            Event::Disconnected { .. } => member.engine.handle_disconnected(index, self.now, &mut fx),
+            Event::Disconnected { .. } => member.engine.handle_disconnected(index, now, &mut fx),
             Event::Link(incoming) => return self.bring(node, peer, incoming),
         }
         member.forget_unnamed();
@@ -349,17 +356,17 @@ impl World {
 
     /// Sends a member's datagrams; whether there were any.
     pub(super) fn transmit(&mut self, node: usize) -> bool {
-        let (mut buffer, mut sent, now) = (Vec::new(), false, self.now);
+        let (mut buffer, mut sent, clock) = (Vec::new(), false, self.clock(node));
         loop {
             let Some(wire) = &mut self.wire else { return false };
             let Some(lane) = wire.lane(node) else { return sent };
             lane.quic.begin_turn();
-            let Some(transmit) = lane.quic.poll_transmit(now, &mut buffer) else { return sent };
+            let Some(transmit) = lane.quic.poll_transmit(clock, &mut buffer) else { return sent };
             sent = true;
             let Some(to) = node_at(transmit.to) else { continue };
             let mut arrivals = Vec::new();
             for datagram in buffer[..transmit.len].chunks(transmit.segment) {
-                arrivals.extend(wire.paths.carry(node, to, datagram, now));
+                arrivals.extend(wire.paths.carry(node, to, datagram, self.now));
             }
             self.record_bytes(&buffer[..transmit.len]);
             for (at, data) in arrivals {

@@ -1,6 +1,7 @@
 //! An honest member: the engine, and a replica that broadcasts, aborts, validates and releases.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -9,7 +10,8 @@ use super::options::{Options, TopicOptions};
 use crate::config::{Granted, Limits, Settings, TopicConfig, Verdict};
 use crate::engine::{ArtifactState, Command, Effect, Effects, Engine, EngineConfig, Event};
 use crate::types::{
-    ArtifactId, Attribute, ConnectionNumber, Instant, NodeId, PeerIndex, RegistryVersion, TopicId, Verified,
+    ArtifactId, Attribute, ConnectionNumber, Instant, NodeId, PeerIndex, PerClass, RegistryVersion, TopicId,
+    Verified,
 };
 use crate::wire::Hello;
 
@@ -38,6 +40,8 @@ pub(super) struct Member {
     pub(super) engine: Engine,
     pub(super) paused_until: Instant,
     pub(super) stalled_until: Instant,
+    /// How far its clock is ahead of the world's.
+    pub(super) skew: Duration,
     /// What it broadcasts itself.
     pub(super) own: BTreeSet<(TopicId, ArtifactId)>,
     pub(super) known: BTreeMap<(TopicId, ArtifactId), Known>,
@@ -50,6 +54,8 @@ pub(super) struct Member {
     /// Broadcasts and relays that the engine has not given back.
     reserved: BTreeMap<TopicId, Reserved>,
     generation: Arc<AtomicU64>,
+    /// How often its filters have panicked.
+    panics: Arc<AtomicU64>,
     connections: u64,
     index: usize,
     topics: usize,
@@ -62,6 +68,7 @@ pub(super) const SETTLED: u64 = 4;
 pub(super) fn verdict(topic: &TopicOptions, id: &ArtifactId, generation: u64) -> Verdict {
     let draw = u64::from(id.0[7]) * 100 / 256;
     match () {
+        () if panics(topic, id, generation) => Verdict::Later,
         () if draw < topic.discard_percent => Verdict::Discard,
         () if draw < topic.discard_percent + topic.later_percent
             && (u64::from(id.0[8]) % SETTLED) >= generation =>
@@ -70,6 +77,12 @@ pub(super) fn verdict(topic: &TopicOptions, id: &ArtifactId, generation: u64) ->
         }
         () => Verdict::Want,
     }
+}
+
+/// Whether the filter panics: at some for ever, at others until it has changed so often. That counts as `Later`.
+fn panics(topic: &TopicOptions, id: &ArtifactId, generation: u64) -> bool {
+    let draw = u64::from(id.0[9]) * 100 / 256;
+    draw < topic.panic_percent && u64::from(id.0[10]) % (SETTLED + 1) >= generation
 }
 
 /// The number of a topic.
@@ -81,7 +94,10 @@ pub(super) fn topic_id(index: usize) -> TopicId {
 pub(super) fn limits(options: &Options) -> Limits {
     let settings = Settings { artifact_bytes: 128 << 10, ..Settings::default() };
     let granted = Granted { receive: 1 << 20, send: 1 << 20 };
-    Limits::derive(&settings, options.members, 1, granted)
+    let mut limits = Limits::derive(&settings, options.members, 1, granted);
+    limits.fetch_per_peer = PerClass([options.budget.requests; 4]);
+    limits.fetch_peer_bytes = PerClass([options.budget.bytes; 4]);
+    limits
 }
 
 impl Member {
@@ -96,13 +112,15 @@ impl Member {
             seed: options.seed ^ boot,
         });
         let generation = Arc::new(AtomicU64::new(generation));
+        let panics = Arc::new(AtomicU64::new(0));
         for (number, topic) in options.topics.iter().enumerate() {
-            engine.handle_topic(config(topic_id(number), topic, &generation));
+            engine.handle_topic(config(topic_id(number), topic, &generation, &panics));
         }
         Member {
             engine,
             paused_until: Instant::ZERO,
             stalled_until: Instant::ZERO,
+            skew: Duration::ZERO,
             own: BTreeSet::new(),
             known: BTreeMap::new(),
             had: BTreeSet::new(),
@@ -110,10 +128,26 @@ impl Member {
             refused: BTreeSet::new(),
             reserved: BTreeMap::new(),
             generation,
+            panics,
             connections: 0,
             index,
             topics: options.topics.len(),
         }
+    }
+
+    /// What its clock shows at a time of the world.
+    pub(super) fn clock(&self, now: Instant) -> Instant {
+        now + self.skew
+    }
+
+    /// When its clock shows a time.
+    pub(super) fn unskewed(&self, at: Instant) -> Instant {
+        Instant::ZERO + at.saturating_since(Instant::ZERO + self.skew)
+    }
+
+    /// How often its filters have panicked.
+    pub(super) fn panics(&self) -> u64 {
+        self.panics.load(Ordering::Relaxed)
     }
 
     /// A connection of its own numbering.
@@ -253,12 +287,25 @@ impl TopicOptions {
     }
 }
 
-fn config(id: TopicId, options: &TopicOptions, generation: &Arc<AtomicU64>) -> TopicConfig {
+fn config(
+    id: TopicId,
+    options: &TopicOptions,
+    generation: &Arc<AtomicU64>,
+    panicked: &Arc<AtomicU64>,
+) -> TopicConfig {
     let mut config = TopicConfig::new(id, "simulated").class(options.class);
     config.slots = options.slots;
     config.push_threshold = options.push_threshold;
     config.pending_bytes = options.pending_bytes;
     config.active_bytes = options.active_bytes();
-    let (options, generation) = (options.clone(), generation.clone());
-    config.filter(move |advert| verdict(&options, &advert.id, generation.load(Ordering::Relaxed)))
+    let (options, generation, panicked) = (options.clone(), generation.clone(), panicked.clone());
+    config.filter(move |advert| {
+        let generation = generation.load(Ordering::Relaxed);
+        if panics(&options, &advert.id, generation) {
+            panicked.fetch_add(1, Ordering::Relaxed);
+            // A panic that no hook prints.
+            resume_unwind(Box::new("a filter's own bug"));
+        }
+        verdict(&options, &advert.id, generation)
+    })
 }

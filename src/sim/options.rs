@@ -3,6 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use super::hardship::Budget;
 use crate::types::{Class, Rng};
 
 /// What joins the members of a run.
@@ -62,6 +63,8 @@ pub struct Options {
     pub habits: Habits,
     /// What hostile members do.
     pub lies: Lies,
+    /// What members may ask of one peer.
+    pub budget: Budget,
 }
 
 /// Links, alike in both directions.
@@ -150,6 +153,8 @@ pub struct Faults {
     pub pause_every: Duration,
     /// A connection is closed.
     pub close_every: Duration,
+    /// A member's clock leaps forward, as after its machine was stopped.
+    pub leap_every: Duration,
     /// The longest of these.
     pub longest: Duration,
 }
@@ -171,6 +176,8 @@ pub struct TopicOptions {
     pub later_percent: u64,
     /// Of a hundred artifacts, how many the filter never wants.
     pub discard_percent: u64,
+    /// Of a hundred artifacts, at how many the filter panics, at most until it changes for the last time.
+    pub panic_percent: u64,
 }
 
 /// What replicas do.
@@ -188,6 +195,8 @@ pub struct Habits {
     pub think: Duration,
     /// One act in so many leaves the consumer stalled for a while; 0 for none.
     pub stall_one_in: u64,
+    /// One broadcast in so many is of something that others make, too; 0 for none.
+    pub same_one_in: u64,
 }
 
 /// What hostile members do.
@@ -215,10 +224,11 @@ impl Options {
                 crash_every: sometimes(rng, 2, 500, 3_000),
                 pause_every: sometimes(rng, 3, 500, 3_000),
                 close_every: sometimes(rng, 3, 200, 2_000),
+                leap_every: Duration::ZERO,
                 longest: millis(50 + rng.below(3_000)),
             },
         };
-        Options {
+        let mut options = Options {
             seed,
             level,
             datagrams: Datagrams::mixed(&mut Rng::new(seed ^ 0x6461_7461_6772)),
@@ -242,18 +252,31 @@ impl Options {
                 keep_percent: rng.below(20),
                 think: millis(rng.below(200)),
                 stall_one_in: if rng.one_in(3) { 10 } else { 0 },
+                same_one_in: 20,
             },
             lies: Lies {
                 every: millis(5 + rng.below(100)),
                 silent_percent: rng.below(60),
                 wrong_percent: rng.below(40),
             },
-        }
+            budget: Budget::default(),
+        };
+        options.harden();
+        options
+    }
+
+    /// Whether nothing goes wrong: no fault, no loss, no lie, and nobody makes what another has made.
+    pub(super) fn is_calm(&self) -> bool {
+        let Faults { cut_every, crash_every, pause_every, close_every, leap_every, .. } = &self.faults;
+        let faults = [cut_every, crash_every, pause_every, close_every, leap_every];
+        let mishaps = [self.links.lose_one_in, self.hostile as u64, self.habits.same_one_in];
+        faults.iter().all(|every| every.is_zero()) && mishaps == [0; 3]
     }
 
     /// After the end of all faults, the longest until every active artifact is everywhere: connections are lost and made
     /// again; each hostile member may keep a fetch waiting for the longest hedge, twice; what waits must pass the links; and
-    /// where few bodies have room at a time, each takes its turn of a request and a thought, and each lie a turn of patience.
+    /// where few bodies have room at a time, or may be asked for, each takes its turn of a request and a thought, and each lie a
+    /// turn of patience.
     pub fn bound(&self) -> Duration {
         let trip = 2 * (self.links.latency + self.links.jitter);
         let members = self.members as u64;
@@ -265,7 +288,13 @@ impl Options {
         let lie = if self.hostile > 0 { Duration::from_millis(500) } else { Duration::ZERO };
         let turns: Duration =
             self.topics.iter().map(|topic| (turn + lie).mul_f64(topic.turns(members))).sum();
-        2 * self.links.idle_timeout + Duration::from_secs(2) + hedges + 20 * trip + 2 * transfer + turns
+        2 * self.links.idle_timeout
+            + Duration::from_secs(2)
+            + hedges
+            + 20 * trip
+            + 2 * transfer
+            + turns
+            + self.queueing(turn)
     }
 }
 
@@ -273,6 +302,12 @@ impl TopicOptions {
     /// How often the room for received bodies must be filled and emptied, until all that `members` may name was there.
     fn turns(&self, members: u64) -> f64 {
         (u64::from(self.slots) * members) as f64 / (self.pending_bytes / self.largest).max(1) as f64
+    }
+
+    /// Whether nothing that `members` may name ever waits, for the filter or for room.
+    pub(super) fn has_room_for_all(&self, members: usize) -> bool {
+        let all = u64::from(self.slots) * members as u64 * self.largest;
+        self.later_percent + self.panic_percent == 0 && all <= self.pending_bytes
     }
 
     fn mixed(rng: &mut Rng) -> TopicOptions {
@@ -286,6 +321,7 @@ impl TopicOptions {
             largest,
             later_percent: if filtered { rng.below(50) } else { 0 },
             discard_percent: if filtered { rng.below(30) } else { 0 },
+            panic_percent: 0,
         }
     }
 }

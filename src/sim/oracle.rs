@@ -107,7 +107,11 @@ impl Oracle {
             && census.control <= bound.control
             && census.body_bytes <= bound.body_bytes
             && census.reserved_bytes <= bound.pending_bytes;
-        if fits { Ok(()) } else { Err(format!("P4: member {node} holds {census:?}, allowed is {bound:?}")) }
+        if !fits {
+            return Err(format!("P4: member {node} holds {census:?}, allowed is {bound:?}"));
+        }
+        check_asked(node, member, &census, options)?;
+        check_panics(node, member)
     }
 
     /// Whether every active artifact of an honest member is wherever it is wanted.
@@ -143,9 +147,9 @@ impl Oracle {
     /// Nothing is left to do: everybody knows exactly what the others have active.
     pub(super) fn check_settled(&self, actors: &[Actor], options: &Options) -> Result<(), String> {
         for (a, member) in self.members(actors) {
-            let Census { requests, replies, carried, arriving, control, backlog, .. } =
+            let Census { requests, fetch_bytes, replies, carried, arriving, control, backlog, .. } =
                 member.engine.census();
-            if [requests, replies, carried, arriving, control, backlog] != [0; 6] {
+            if [requests, replies, carried, arriving, control, backlog] != [0; 6] || fetch_bytes != 0 {
                 return Err(format!("L2: member {a} is not at rest: {:?}", member.engine.census()));
             }
             check_known(a, member)?;
@@ -171,12 +175,12 @@ impl Oracle {
         for (node, member) in self.members(actors) {
             let census = member.engine.census();
             let (slots, bytes) = member.reserved();
-            let held = [census.body_bytes, bytes, u64::from(slots)];
+            let held = [census.body_bytes, census.fetch_bytes, bytes, u64::from(slots)];
             let named = census.artifacts + census.named + census.later + census.reserved_bytes as usize;
             let named = if options.hostile == 0 { named } else { 0 };
             let at_rest =
                 census.requests + census.carried + census.arriving + census.replies + census.backlog;
-            if held != [0; 3] || named != 0 || at_rest != 0 {
+            if held != [0; 4] || named != 0 || at_rest != 0 {
                 return Err(format!(
                     "M5: member {node} is left with {census:?}, {slots} slots and {bytes} bytes"
                 ));
@@ -191,6 +195,33 @@ impl Oracle {
             Actor::Hostile(_) | Actor::Off => None,
         })
     }
+}
+
+/// What is asked of each peer is within that peer's own budget, whatever others owe.
+fn check_asked(node: usize, member: &Member, census: &Census, options: &Options) -> Result<(), String> {
+    let (mut requests, mut bytes) = (0, 0);
+    for peer in 0..options.members {
+        let asked = member.engine.asked_of(PeerIndex(peer as u16));
+        for asked in asked.0 {
+            let fits = asked.requests <= 1 || asked.bytes <= options.budget.bytes;
+            if asked.requests > options.budget.requests || !fits {
+                let budget = options.budget;
+                return Err(format!("S11: member {node} asks {peer} for {asked:?}, allowed is {budget:?}"));
+            }
+            requests += asked.requests as usize;
+            bytes += asked.bytes;
+        }
+    }
+    match (requests, bytes) == (census.requests, census.fetch_bytes) {
+        true => Ok(()),
+        false => Err(format!("S7: member {node} asks for {requests} bodies of {bytes} bytes: {census:?}")),
+    }
+}
+
+/// Every panic of a filter is counted.
+fn check_panics(node: usize, member: &Member) -> Result<(), String> {
+    let (counted, panics) = (member.engine.counters().filter_panics, member.panics());
+    if counted == panics { Ok(()) } else { Err(format!("member {node} counts {counted} of {panics} panics")) }
 }
 
 /// What a replica was told, at rest, is what the engine holds: whatever it still has, somebody still names.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::hardship::Budget;
 use super::member::{Member, topic_id};
 use super::options::{Datagrams, Faults, Habits, Level, Lies, Links, Options, TopicOptions};
 use super::world::{Actor, Happening, World};
@@ -51,6 +52,8 @@ pub enum Scenario {
     ReconnectWithMany,
     /// Every slot of every topic is taken.
     EveryTopicFull,
+    /// Nothing goes wrong and there is room for all: no body crosses a link twice, or in vain.
+    Thrift,
 }
 
 /// Bodies of this size are pushed, larger ones adverted.
@@ -58,7 +61,7 @@ const PUSHED: u64 = 100;
 
 impl Scenario {
     /// Every one.
-    pub const ALL: [Scenario; 18] = [
+    pub const ALL: [Scenario; 19] = [
         Scenario::LateJoiner,
         Scenario::FlappingLink,
         Scenario::ReceiverRestart,
@@ -77,6 +80,7 @@ impl Scenario {
         Scenario::StalledPeer,
         Scenario::ReconnectWithMany,
         Scenario::EveryTopicFull,
+        Scenario::Thrift,
     ];
 
     /// Its name on a command line.
@@ -100,6 +104,7 @@ impl Scenario {
             Scenario::StalledPeer => "stalled-peer",
             Scenario::ReconnectWithMany => "reconnect-with-many",
             Scenario::EveryTopicFull => "every-topic-full",
+            Scenario::Thrift => "thrift",
         }
     }
 
@@ -150,6 +155,7 @@ impl Scenario {
                 options.topics =
                     classes.map(|class| TopicOptions { class, slots: 20, ..topic.clone() }).into();
             }
+            Scenario::Thrift => return calm(seed),
             Scenario::LateJoiner
             | Scenario::FlappingLink
             | Scenario::ReceiverRestart
@@ -176,12 +182,13 @@ impl Scenario {
             Scenario::StalledPeer => stalled_peer(world),
             Scenario::ReconnectWithMany => reconnect_with_many(world),
             Scenario::EveryTopicFull => every_topic_full(world),
+            Scenario::Thrift => thrift(world),
             Scenario::StaleUpdates
             | Scenario::SlotLimit
             | Scenario::FilterFlips
-            | Scenario::Liars
             | Scenario::PushDuringFetch
             | Scenario::AbortStorm => world.run(),
+            Scenario::Liars => liars(world),
         }
     }
 }
@@ -220,6 +227,7 @@ fn quiet(seed: u64) -> Options {
             largest: 1_000,
             later_percent: 0,
             discard_percent: 0,
+            panic_percent: 0,
         }],
         habits: Habits {
             act_every: Duration::ZERO,
@@ -228,9 +236,27 @@ fn quiet(seed: u64) -> Options {
             keep_percent: 0,
             think: Duration::from_millis(5),
             stall_one_in: 0,
+            same_one_in: 20,
         },
         lies: Lies::default(),
+        budget: Budget::default(),
     }
+}
+
+/// A mixed run in which nothing goes wrong, everybody makes something else, links carry a whole table in a moment, and nothing
+/// waits for room or for a filter.
+fn calm(seed: u64) -> Options {
+    let mut options = Options::mixed(seed, Level::Messages);
+    (options.hostile, options.faults, options.links.lose_one_in) = (0, Faults::default(), 0);
+    (options.habits.stall_one_in, options.habits.same_one_in) = (0, 0);
+    let tables: u64 = options.topics.iter().map(|topic| u64::from(topic.slots) * topic.largest).sum();
+    options.links.rate = options.links.rate.max(20 * tables);
+    options.links.window = options.links.window.max(tables);
+    for topic in &mut options.topics {
+        (topic.later_percent, topic.discard_percent, topic.panic_percent) = (0, 0, 0);
+        topic.pending_bytes = u64::from(topic.slots) * options.members as u64 * topic.largest;
+    }
+    options
 }
 
 /// Replicas act by themselves.
@@ -499,4 +525,18 @@ fn every_topic_full(world: &mut World) -> Result<(), String> {
     }
     world.make_peace()?;
     world.finish()
+}
+
+fn thrift(world: &mut World) -> Result<(), String> {
+    world.run()?;
+    let (unneeded, dropped) = (world.counter(|c| c.bodies_unneeded), world.counter(|c| c.bodies_dropped));
+    ensure(unneeded + dropped == 0, || format!("P6: {unneeded} bodies came twice, {dropped} in vain"))
+}
+
+fn liars(world: &mut World) -> Result<(), String> {
+    world.patience.watch(&world.options);
+    world.run()?;
+    let (bodies, longest) = world.patience.longest();
+    tracing::debug!(bodies, ?longest, "waited for what an honest member named");
+    ensure(bodies > 100, || format!("only {bodies} bodies were waited for"))
 }

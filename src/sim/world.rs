@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::Report;
+use super::effort::Effort;
 use super::flow::Flows;
 use super::hostile::Hostile;
 use super::lane::{self, Wire};
@@ -13,6 +14,8 @@ use super::member::{Member, SETTLED};
 use super::net::{Cargo, Net};
 use super::options::{Level, Options};
 use super::oracle::Oracle;
+use super::patience::Patience;
+use super::witness::Witness;
 use crate::engine::{Effect, Effects, Event};
 use crate::quic::Identity;
 use crate::types::{ArtifactId, Class, Instant, NodeId, PeerIndex, Rng, TopicId};
@@ -97,6 +100,8 @@ pub(super) enum Fault {
     Crash,
     Pause,
     Close,
+    /// A clock leaps forward.
+    Leap,
     /// A path carries no long datagrams.
     Narrow,
 }
@@ -122,6 +127,9 @@ pub(crate) struct World {
     pub(super) wire: Option<Wire>,
     ids: Vec<NodeId>,
     pub(super) oracle: Oracle,
+    pub(super) witness: Witness,
+    pub(super) effort: Effort,
+    pub(super) patience: Patience,
     /// Bodies by id: everything that anybody ever made.
     pub(super) bodies: BTreeMap<ArtifactId, Bytes>,
     /// Whether load and faults go on.
@@ -161,6 +169,9 @@ impl World {
             wire,
             oracle: Oracle::new(&options, ids.clone()),
             ids,
+            witness: Witness::new(&options),
+            effort: Effort::new(&options),
+            patience: Patience::default(),
             bodies: BTreeMap::new(),
             chaos: true,
             lies: true,
@@ -221,8 +232,8 @@ impl World {
                 self.start(node);
             }
             self.with_member(node, |member, now, fx| {
-                member.paused_until = now;
-                member.stalled_until = now;
+                member.paused_until = peace;
+                member.stalled_until = peace;
                 let (topics, generation) = (member.topics(), SETTLED);
                 member.change_filter(topics, generation, now, fx);
             })?;
@@ -321,6 +332,7 @@ impl World {
         match happening {
             Happening::Arrive { from, to, connection, cargo } => self.arrive(from, to, connection, cargo),
             Happening::Acknowledged { from, to, connection, bytes } => {
+                self.effort.arrived(from);
                 self.net.acknowledge(from, to, connection, bytes);
                 self.turn(from)
             }
@@ -379,6 +391,7 @@ impl World {
         let honest = self.options.members - self.options.hostile;
         self.actors[node] = if node < honest {
             self.oracle.forget(node);
+            self.effort.forget(node);
             Actor::Honest(Box::new(Member::new(&self.options, &self.ids, node, self.boots, self.generation)))
         } else {
             Actor::Hostile(Box::new(Hostile::new(&self.options, self.boots)))
@@ -417,7 +430,8 @@ impl World {
     ) -> Result<(), String> {
         let Some(Actor::Honest(member)) = self.actors.get_mut(node) else { return Ok(()) };
         let mut fx = Effects::new();
-        call(member, self.now, &mut fx);
+        self.effort.commanded(node);
+        call(member, member.clock(self.now), &mut fx);
         member.forget_unnamed();
         self.carry_out(node, fx)?;
         self.turn(node)
@@ -461,9 +475,12 @@ impl World {
                 return Ok(());
             }
             let mut fx = Effects::new();
-            let due = member.engine.poll_timeout().is_some_and(|(at, _)| at <= self.now);
+            let now = member.clock(self.now);
+            let due = member.engine.poll_timeout().is_some_and(|(at, _)| at <= now);
+            self.effort.spend(node);
             if due {
-                member.engine.handle_timeout(self.now, &mut fx);
+                self.effort.timed(node);
+                member.engine.handle_timeout(now, &mut fx);
             }
             let moved = due | !fx.is_empty();
             self.carry_out(node, fx)?;
@@ -471,29 +488,55 @@ impl World {
             self.carry_out_pending()?;
             if !(self.send_all(node)? | self.consume(node)? | self.transmit(node) | moved | heard) {
                 self.arm(node);
-                return self.oracle.check_member(node, &self.actors, &self.options);
+                return self.check(node);
             }
         }
         Err(format!("S16: member {node} finds no end of its turn"))
+    }
+
+    /// After turns of a member.
+    fn check(&mut self, node: usize) -> Result<(), String> {
+        if let Some(Actor::Honest(member)) = self.actors.get(node) {
+            self.effort.check(node, member.engine.fetches(), member.clock(self.now))?;
+        }
+        self.check_patience(node)?;
+        self.oracle.check_member(node, &self.actors, &self.options)
     }
 
     /// Sends what the engine has for every peer with room; whether it had something.
     fn send_all(&mut self, node: usize) -> Result<bool, String> {
         let mut sent = false;
         for peer in (0..self.options.members).filter(|peer| *peer != node) {
-            let index = PeerIndex(peer as u16);
-            while let Some(Actor::Honest(member)) = self.actors.get(node)
-                && member.engine.has_outgoing(index)
-                && let Some(room) = self.room(node, peer)
-            {
-                let Some(Actor::Honest(member)) = self.actors.get_mut(node) else { break };
-                let Some(outgoing) = member.engine.poll_outgoing(index, room, self.now) else { break };
-                self.check_sent(node, peer, &outgoing)?;
-                self.give(node, peer, outgoing);
+            while self.send_some(node, peer)? {
                 sent = true;
             }
         }
         Ok(sent)
+    }
+
+    fn send_some(&mut self, node: usize, peer: usize) -> Result<bool, String> {
+        let (room, connection) = (self.room(node, peer), self.connection(node, peer));
+        let (Some(room), Some(connection)) = (room, connection) else { return Ok(false) };
+        let Some(Actor::Honest(member)) = self.actors.get_mut(node) else { return Ok(false) };
+        if !member.engine.has_outgoing(PeerIndex(peer as u16)) {
+            return Ok(false);
+        }
+        let given = self.witness.poll(member, peer, room, self.now)?;
+        let some = given[0].is_some();
+        for outgoing in given.into_iter().flatten() {
+            self.check_sent(node, peer, connection, &outgoing)?;
+            self.give(node, peer, outgoing);
+            self.effort.spend(node);
+        }
+        Ok(some)
+    }
+
+    /// What a member's clock shows.
+    pub(super) fn clock(&self, node: usize) -> Instant {
+        match self.actors.get(node) {
+            Some(Actor::Honest(member)) => member.clock(self.now),
+            Some(Actor::Hostile(_) | Actor::Off) | None => self.now,
+        }
     }
 
     /// The connection of `node` with `peer`, as it believes.
@@ -528,12 +571,16 @@ impl World {
         {
             let Some((topic, event)) = member.poll_event(topics) else { break };
             consumed = true;
+            self.effort.spend(node);
             let digest = self.digest.update(format!("{node} {topic:?}").as_bytes());
             match &event {
                 Event::Delivered { artifact, .. } => digest.update(&artifact.id.0),
                 _ => digest.update(format!("{event:?}").as_bytes()),
             };
             tracing::trace!(node, ?topic, ?event);
+            if let Event::Delivered { artifact, .. } = &event {
+                self.patience.delivered(node, topic, artifact.id, now);
+            }
             if let Some(id) = self.oracle.hear(member, node, topic, &event, &self.bodies)? {
                 let delay =
                     Duration::from_nanos(self.rng.below(self.options.habits.think.as_nanos() as u64 + 1));
@@ -545,12 +592,16 @@ impl World {
 
     /// Sees to it that the next timer happens.
     pub(super) fn arm(&mut self, node: usize) {
-        let engine = match self.actors.get(node) {
-            Some(Actor::Honest(member)) => member.engine.poll_timeout().map(|(at, _)| at),
-            Some(Actor::Hostile(_) | Actor::Off) | None => None,
-        };
         let transport = self.wire.as_ref().and_then(|wire| wire.poll_timeout(node));
-        let Some(at) = [engine, transport].into_iter().flatten().min() else { return };
+        let next = match self.actors.get(node) {
+            Some(Actor::Honest(member)) => {
+                let engine = member.engine.poll_timeout().map(|(at, _)| at);
+                engine.into_iter().chain(transport).min().map(|at| member.unskewed(at))
+            }
+            Some(Actor::Hostile(_)) => transport,
+            Some(Actor::Off) | None => None,
+        };
+        let Some(at) = next else { return };
         let armed = &mut self.timers[node];
         if armed.is_none_or(|armed| armed > at) {
             *armed = Some(at);
