@@ -28,7 +28,7 @@ pub(crate) struct SimOptions {
     #[arg(long, value_parser = PossibleValuesParser::new(Scenario::ALL.map(Scenario::name)))]
     scenario: Option<String>,
     /// What joins the members: ideal links, quinn-proto without cryptography (bit-exact), or with TLS
-    #[arg(long, default_value = Level::Messages.name(), value_parser = PossibleValuesParser::new(Level::ALL.map(Level::name)))]
+    #[arg(long, default_value = "messages", value_parser = PossibleValuesParser::new(Level::ALL.map(Level::name)))]
     level: String,
 }
 
