@@ -1,15 +1,16 @@
 //! Directed runs: one situation each, varied by the seed. All end as every run does: peace, then the end.
 
+mod comings;
+mod links;
+mod script;
+mod tables;
+
 use std::fmt;
 use std::time::Duration;
 
-use bytes::Bytes;
-
-use super::member::{Member, topic_id};
 use super::options::{Faults, Habits, Lies, Links, Options, TopicOptions};
-use super::world::{Actor, Happening, World};
-use crate::metrics::EngineCounters;
-use crate::types::{ArtifactId, Class, Rng};
+use super::world::World;
+use crate::types::{Class, Rng};
 
 /// A situation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -163,18 +164,18 @@ impl Scenario {
 
     pub(super) fn play(self, world: &mut World) -> Result<(), String> {
         match self {
-            Scenario::LateJoiner => late_joiner(world),
-            Scenario::FlappingLink => flapping_link(world),
-            Scenario::ReceiverRestart => receiver_restart(world),
-            Scenario::SenderRestart => sender_restart(world),
-            Scenario::ShrinkToOne => shrink_to_one(world),
-            Scenario::SharedIds => shared_ids(world),
-            Scenario::AdvertiserLeaves => advertiser_leaves(world),
-            Scenario::MakerDies => maker_dies(world),
-            Scenario::PartitionHeals => partition_heals(world),
-            Scenario::StalledPeer => stalled_peer(world),
-            Scenario::ReconnectWithMany => reconnect_with_many(world),
-            Scenario::EveryTopicFull => every_topic_full(world),
+            Scenario::LateJoiner => comings::late_joiner(world),
+            Scenario::FlappingLink => links::flapping_link(world),
+            Scenario::ReceiverRestart => comings::receiver_restart(world),
+            Scenario::SenderRestart => comings::sender_restart(world),
+            Scenario::ShrinkToOne => tables::shrink_to_one(world),
+            Scenario::SharedIds => comings::shared_ids(world),
+            Scenario::AdvertiserLeaves => comings::advertiser_leaves(world),
+            Scenario::MakerDies => comings::maker_dies(world),
+            Scenario::PartitionHeals => links::partition_heals(world),
+            Scenario::StalledPeer => links::stalled_peer(world),
+            Scenario::ReconnectWithMany => links::reconnect_with_many(world),
+            Scenario::EveryTopicFull => tables::every_topic_full(world),
             Scenario::StaleUpdates
             | Scenario::SlotLimit
             | Scenario::FilterFlips
@@ -239,261 +240,4 @@ fn busy(options: &mut Options, abort_percent: u64, relay_percent: u64) {
         think: Duration::from_millis(30),
         ..options.habits.clone()
     };
-}
-
-fn millis(number: u64) -> Duration {
-    Duration::from_millis(number)
-}
-
-fn ensure(holds: bool, what: impl FnOnce() -> String) -> Result<(), String> {
-    if holds { Ok(()) } else { Err(what()) }
-}
-
-impl World {
-    fn pass(&mut self, span: Duration) -> Result<(), String> {
-        self.run_until(self.now + span)
-    }
-
-    /// A member makes something new, pushed or adverted.
-    fn make(&mut self, node: usize, topic: usize) -> Result<ArtifactId, String> {
-        let size = if self.rng.one_in(2) { PUSHED } else { PUSHED + 1 + self.rng.below(500) };
-        let mut body = vec![0; size as usize];
-        self.rng.fill(&mut body);
-        let made = self.broadcast(node, topic, Bytes::from(body))?;
-        made.ok_or_else(|| format!("member {node} has no room to make something"))
-    }
-
-    fn make_many(&mut self, node: usize, count: usize) -> Result<Vec<ArtifactId>, String> {
-        (0..count).map(|_| self.make(node, 0)).collect()
-    }
-
-    fn drop_one(&mut self, node: usize, id: ArtifactId) -> Result<(), String> {
-        self.with_member(node, |member, now, fx| member.abort(topic_id(0), id, now, fx))
-    }
-
-    fn member(&self, node: usize) -> Option<&Member> {
-        match self.actors.get(node) {
-            Some(Actor::Honest(member)) => Some(member),
-            _ => None,
-        }
-    }
-
-    fn had(&self, node: usize, ids: &[ArtifactId]) -> usize {
-        let had = |id: &&ArtifactId| self.member(node).is_some_and(|m| m.had.contains(&(topic_id(0), **id)));
-        ids.iter().filter(had).count()
-    }
-
-    fn counter(&self, pick: fn(&EngineCounters) -> u64) -> u64 {
-        (0..self.options.members)
-            .filter_map(|node| self.member(node))
-            .map(|m| pick(m.engine.counters()))
-            .sum()
-    }
-
-    fn separate(&mut self, a: usize, b: usize) {
-        self.cut(a, b, true);
-    }
-
-    fn reunite(&mut self, a: usize, b: usize) {
-        let pair = (a.min(b), a.max(b));
-        self.at(self.now, Happening::Heal { pair });
-    }
-}
-
-fn late_joiner(world: &mut World) -> Result<(), String> {
-    world.crash(3);
-    let ids = world.make_many(0, 20)?;
-    world.pass(millis(500))?;
-    let (gone, kept) = ids.split_at(10);
-    gone.iter().try_for_each(|id| world.drop_one(0, *id))?;
-    world.pass(millis(500))?;
-    world.start(3);
-    world.make_peace()?;
-    ensure(world.had(3, kept) == 10, || "the late one does not have what is active".to_owned())?;
-    ensure(world.had(3, gone) == 0, || "P3: the late one got what was aborted before".to_owned())?;
-    world.finish()
-}
-
-fn flapping_link(world: &mut World) -> Result<(), String> {
-    world.pass(millis(200))?;
-    let ids = world.make_many(0, 30)?;
-    for _ in 0..10 {
-        let (down, up) = (world.rng.below(1_200), world.rng.below(400));
-        world.separate(0, 1);
-        world.pass(millis(down))?;
-        world.reunite(0, 1);
-        world.pass(millis(up))?;
-    }
-    world.make_peace()?;
-    ensure(world.had(1, &ids) == ids.len(), || "something is missing behind the link".to_owned())?;
-    let (unneeded, dropped) = (world.counter(|c| c.bodies_unneeded), world.counter(|c| c.bodies_dropped));
-    ensure(unneeded + dropped == 0, || format!("P6: {unneeded} bodies came twice, {dropped} in vain"))?;
-    world.finish()
-}
-
-fn receiver_restart(world: &mut World) -> Result<(), String> {
-    let ids = world.make_many(0, 30)?;
-    let wait = millis(world.rng.below(400));
-    world.pass(wait)?;
-    world.crash(2);
-    let wait = millis(world.rng.below(1_000));
-    world.pass(wait)?;
-    world.start(2);
-    world.make_peace()?;
-    ensure(world.had(2, &ids) == ids.len(), || "the restarted one lacks something".to_owned())?;
-    world.finish()
-}
-
-fn sender_restart(world: &mut World) -> Result<(), String> {
-    let before = world.make_many(0, 30)?;
-    let wait = millis(world.rng.below(600));
-    world.pass(wait)?;
-    world.crash(0);
-    let wait = millis(world.rng.below(1_000));
-    world.pass(wait)?;
-    world.start(0);
-    let after = world.make_many(0, 3)?;
-    world.make_peace()?;
-    for node in 1..4 {
-        ensure(world.had(node, &after) == 3, || format!("member {node} lacks what is new"))?;
-        let ghost = |id: &&ArtifactId| world.member(node).is_some_and(|m| m.engine.is_named(topic_id(0), id));
-        let ghosts = before.iter().filter(ghost).count();
-        ensure(ghosts == 0, || format!("P3: member {node} believes in {ghosts} ghosts"))?;
-    }
-    world.finish()
-}
-
-fn shrink_to_one(world: &mut World) -> Result<(), String> {
-    world.options.habits.keep_percent = 100;
-    let ids = world.make_many(1, 30)?;
-    world.pass(millis(800))?;
-    ids[1..].iter().try_for_each(|id| world.drop_one(1, *id))?;
-    world.pass(millis(800))?;
-    for node in [0, 2, 3] {
-        let Some(member) = world.member(node) else { continue };
-        let census = member.engine.census();
-        let one = census.artifacts == 1 && census.named == 1 && census.body_bytes <= 700;
-        ensure(one, || format!("member {node} holds more than the one: {census:?}"))?;
-    }
-    world.make_peace()?;
-    world.finish()
-}
-
-fn shared_ids(world: &mut World) -> Result<(), String> {
-    world.pass(millis(200))?;
-    for round in 0..6_u64 {
-        let body = Bytes::from(vec![round as u8; if world.rng.one_in(2) { 50 } else { 400 }]);
-        for node in 0..3 {
-            world.broadcast(node, 0, body.clone())?;
-            let wait = millis(world.rng.below(60));
-            world.pass(wait)?;
-        }
-    }
-    let gone = world.rng.below(3) as usize;
-    world.crash((gone + 1) % 3);
-    world.crash((gone + 2) % 3);
-    world.pass(millis(900))?;
-    world.make_peace()?;
-    world.finish()
-}
-
-fn advertiser_leaves(world: &mut World) -> Result<(), String> {
-    world.pass(millis(200))?;
-    for _ in 0..5 {
-        let ids = world.make_many(0, 5)?;
-        let wait = millis(world.rng.below(120));
-        world.pass(wait)?;
-        match world.rng.below(3) {
-            0 => world.crash(0),
-            1 => (1..4).try_for_each(|peer| world.close(0, peer))?,
-            _ => ids.iter().try_for_each(|id| world.drop_one(0, *id))?,
-        }
-        let wait = millis(world.rng.below(300));
-        world.pass(wait)?;
-        if matches!(world.actors[0], Actor::Off) {
-            world.start(0);
-        }
-    }
-    world.make_peace()?;
-    world.finish()
-}
-
-fn maker_dies(world: &mut World) -> Result<(), String> {
-    world.pass(millis(200))?;
-    for peer in [2, 3] {
-        world.separate(0, peer);
-    }
-    let ids = world.make_many(0, 10)?;
-    world.pass(millis(600))?;
-    world.crash(0);
-    let end = world.options.bound();
-    world.pass(end)?;
-    for node in 1..4 {
-        let had = world.had(node, &ids);
-        ensure(had == ids.len(), || format!("P1: member {node} has {had} of what the dead one made"))?;
-    }
-    world.make_peace()?;
-    world.finish()
-}
-
-fn partition_heals(world: &mut World) -> Result<(), String> {
-    world.pass(millis(200))?;
-    for (a, b) in [(0, 2), (0, 3), (1, 2), (1, 3)] {
-        world.separate(a, b);
-    }
-    let mut ids = Vec::new();
-    for node in 0..4 {
-        ids.extend(world.make_many(node, 30)?);
-    }
-    world.pass(millis(2_000))?;
-    world.make_peace()?;
-    for node in 0..4 {
-        ensure(world.had(node, &ids) == ids.len(), || format!("member {node} lacks something"))?;
-    }
-    world.finish()
-}
-
-fn stalled_peer(world: &mut World) -> Result<(), String> {
-    world.pass(millis(200))?;
-    world.pause(3, Duration::from_secs(30));
-    let mut ids = world.make_many(0, 30)?;
-    ids.extend(world.make_many(1, 30)?);
-    world.pass(Duration::from_secs(5))?;
-    for node in 0..3 {
-        let had = world.had(node, &ids);
-        ensure(had == ids.len(), || format!("P5: member {node} has {had} while another stands still"))?;
-    }
-    world.make_peace()?;
-    world.finish()
-}
-
-fn reconnect_with_many(world: &mut World) -> Result<(), String> {
-    world.pass(millis(300))?;
-    for number in 0..10_000_u64 {
-        world.broadcast(0, 0, Bytes::copy_from_slice(&number.to_le_bytes()))?;
-    }
-    world.pass(Duration::from_secs(20))?;
-    let told = |world: &World| world.counter(|c| c.pushes_sent + c.adverts_sent + c.clears_sent);
-    let before = told(world);
-    ensure(before == 10_000, || format!("{before} updates for 10,000 artifacts"))?;
-    world.separate(0, 1);
-    world.pass(Duration::from_secs(2))?;
-    world.reunite(0, 1);
-    world.make_peace()?;
-    let again = told(world) - before;
-    ensure(again == 0, || format!("{again} of 10,000 artifacts were told again"))?;
-    world.finish()
-}
-
-fn every_topic_full(world: &mut World) -> Result<(), String> {
-    for node in 0..4 {
-        for topic in 0..3 {
-            for _ in 0..20 {
-                world.make(node, topic)?;
-            }
-            ensure(world.make(node, topic).is_err(), || "a full table takes more".to_owned())?;
-        }
-    }
-    world.make_peace()?;
-    world.finish()
 }
