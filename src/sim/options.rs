@@ -42,6 +42,8 @@ pub struct Links {
     pub window: u64,
     /// Silence after which a connection is lost.
     pub idle_timeout: Duration,
+    /// A member that stands still acknowledges nothing: what is on its way to it fills the window.
+    pub still_windows: bool,
 }
 
 /// The mean time between faults of each kind, in the whole subnet; zero for none.
@@ -76,6 +78,8 @@ pub struct TopicOptions {
     pub later_percent: u64,
     /// Of a hundred artifacts, how many the filter never wants.
     pub discard_percent: u64,
+    /// Instead of these: what the filter says follows from the artifact's place among the 27 sequences of three verdicts.
+    pub sequences: bool,
 }
 
 /// What replicas do.
@@ -93,12 +97,14 @@ pub struct Habits {
     pub think: Duration,
     /// One act in so many leaves the consumer stalled for a while; 0 for none.
     pub stall_one_in: u64,
+    /// Of a hundred broadcasts, how many are of what the member aborted last, if it has aborted anything.
+    pub again_percent: u64,
 }
 
 /// What hostile members do.
 #[derive(Debug, Clone, Default)]
 pub struct Lies {
-    /// The mean time between two lies of one hostile member; zero for none.
+    /// The mean time between two lies of one hostile member; zero for none: then it says what a scenario has it say.
     pub every: Duration,
     /// Of a hundred requests, how many it answers with silence.
     pub silent_percent: u64,
@@ -123,7 +129,7 @@ impl Options {
                 longest: millis(50 + rng.below(3_000)),
             },
         };
-        Options {
+        let mut options = Options {
             seed,
             members,
             hostile,
@@ -135,6 +141,7 @@ impl Options {
                 rate: 50_000 << rng.below(8),
                 window: 2_000 << rng.below(7),
                 idle_timeout: millis(300 + rng.below(1_500)),
+                still_windows: false,
             },
             faults,
             topics: (0..1 + rng.below(3)).map(|_| TopicOptions::mixed(rng)).collect(),
@@ -145,13 +152,18 @@ impl Options {
                 keep_percent: rng.below(20),
                 think: millis(rng.below(200)),
                 stall_one_in: if rng.one_in(3) { 10 } else { 0 },
+                again_percent: 0,
             },
             lies: Lies {
                 every: millis(5 + rng.below(100)),
                 silent_percent: rng.below(60),
                 wrong_percent: rng.below(40),
             },
-        }
+        };
+        // New draws come last: then a seed means what it meant, but for what is new.
+        options.habits.again_percent = if rng.one_in(3) { 10 + rng.below(60) } else { 0 };
+        options.links.still_windows = rng.one_in(2);
+        options
     }
 
     /// After the end of all faults, the longest until every active artifact is everywhere: connections are lost and made
@@ -189,6 +201,7 @@ impl TopicOptions {
             largest,
             later_percent: if filtered { rng.below(50) } else { 0 },
             discard_percent: if filtered { rng.below(30) } else { 0 },
+            sequences: false,
         }
     }
 }

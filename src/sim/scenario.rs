@@ -1,5 +1,6 @@
 //! Directed runs: one situation each, varied by the seed. All end as every run does: peace, then the end.
 
+mod bodies;
 mod comings;
 mod links;
 mod script;
@@ -25,27 +26,37 @@ pub enum Scenario {
     SenderRestart,
     /// All artifacts but one are aborted: receivers let the rest go.
     ShrinkToOne,
-    /// Slots change faster than streams arrive, in any order.
+    /// Four statements about one slot come in each of their orders; then slots change faster than streams arrive.
     StaleUpdates,
-    /// Tables of one or two slots, overwritten all the time.
+    /// Tables of one or two slots, overwritten all the time, by one that names more slots than there may be, too.
     SlotLimit,
-    /// Several members make the same artifacts, and leave together.
+    /// The versions of a peer's table come to the end of the numbers.
+    VersionLimit,
+    /// The same artifacts in several tables, and in two slots of one; who names them leaves together.
     SharedIds,
-    /// The only member that has a body is gone while it is being fetched.
+    /// The only member that has some bodies is gone while they are being fetched: by crash, close and abort.
     AdvertiserLeaves,
-    /// The filter changes its mind during transfers.
+    /// The filter goes through each sequence of three verdicts during a transfer, pushed and fetched.
+    VerdictOrders,
+    /// The filter changes its mind about many artifacts at any time.
     FilterFlips,
-    /// Whoever is asked first lies, is silent, or trickles.
+    /// Whoever names a body first answers with wrong bytes, "not found", silence, and a slow drip.
+    FirstAdvertiser,
+    /// One of five lies all the time.
     Liars,
-    /// Relays advert while the maker pushes.
+    /// A push arrives while a relay is being asked for the body.
     PushDuringFetch,
+    /// What is being asked for is aborted and broadcast again; the words of it arrive in each of their orders.
+    BroadcastAgain,
     /// Broadcasts and aborts at a high rate.
     AbortStorm,
+    /// A consumer takes nothing while artifacts come and go.
+    StalledConsumer,
     /// The maker dies when one member has the body, and relays it.
     MakerDies,
     /// Two halves work apart, and meet again.
     PartitionHeals,
-    /// One member stands still: the others do not wait.
+    /// One member of eight stands still: the others take at most a tenth longer than without it.
     StalledPeer,
     /// A connection with ten thousand active artifacts is lost and made again: nothing is told twice.
     ReconnectWithMany,
@@ -58,7 +69,7 @@ const PUSHED: u64 = 100;
 
 impl Scenario {
     /// Every one.
-    pub const ALL: [Scenario; 18] = [
+    pub const ALL: [Scenario; 23] = [
         Scenario::LateJoiner,
         Scenario::FlappingLink,
         Scenario::ReceiverRestart,
@@ -66,12 +77,17 @@ impl Scenario {
         Scenario::ShrinkToOne,
         Scenario::StaleUpdates,
         Scenario::SlotLimit,
+        Scenario::VersionLimit,
         Scenario::SharedIds,
         Scenario::AdvertiserLeaves,
+        Scenario::VerdictOrders,
         Scenario::FilterFlips,
+        Scenario::FirstAdvertiser,
         Scenario::Liars,
         Scenario::PushDuringFetch,
+        Scenario::BroadcastAgain,
         Scenario::AbortStorm,
+        Scenario::StalledConsumer,
         Scenario::MakerDies,
         Scenario::PartitionHeals,
         Scenario::StalledPeer,
@@ -89,12 +105,17 @@ impl Scenario {
             Scenario::ShrinkToOne => "shrink-to-one",
             Scenario::StaleUpdates => "stale-updates",
             Scenario::SlotLimit => "slot-limit",
+            Scenario::VersionLimit => "version-limit",
             Scenario::SharedIds => "shared-ids",
             Scenario::AdvertiserLeaves => "advertiser-leaves",
+            Scenario::VerdictOrders => "verdict-orders",
             Scenario::FilterFlips => "filter-flips",
+            Scenario::FirstAdvertiser => "first-advertiser",
             Scenario::Liars => "liars",
             Scenario::PushDuringFetch => "push-during-fetch",
+            Scenario::BroadcastAgain => "broadcast-again",
             Scenario::AbortStorm => "abort-storm",
+            Scenario::StalledConsumer => "stalled-consumer",
             Scenario::MakerDies => "maker-dies",
             Scenario::PartitionHeals => "partition-heals",
             Scenario::StalledPeer => "stalled-peer",
@@ -106,60 +127,79 @@ impl Scenario {
     pub(super) fn options(self, seed: u64) -> Options {
         let mut options = quiet(seed);
         let rng = &mut Rng::new(seed ^ 0x7363_656e);
+        (options.members, options.hostile) = match self {
+            Scenario::SlotLimit | Scenario::VersionLimit | Scenario::FirstAdvertiser => (4, 1),
+            Scenario::SharedIds | Scenario::Liars => (5, 1),
+            Scenario::VerdictOrders => (3, 0),
+            Scenario::ReconnectWithMany => (2, 0),
+            Scenario::StalledPeer => (8, 0),
+            _ => (4, 0),
+        };
+        self.set_topics(&mut options.topics, rng);
+        self.set_links(&mut options.links);
+        self.set_habits(&mut options, rng);
+        options
+    }
+
+    fn set_topics(self, topics: &mut Vec<TopicOptions>, rng: &mut Rng) {
+        let topic = &mut topics[0];
         match self {
-            Scenario::StaleUpdates => {
-                options.links.jitter = 20 * options.links.latency;
-                busy(&mut options, 45, 0);
+            Scenario::SlotLimit => topic.slots = 1 + rng.below(2) as u32,
+            Scenario::StalledConsumer => topic.slots = 1,
+            Scenario::PartitionHeals => topic.slots = 200,
+            Scenario::ReconnectWithMany => topic.slots = 10_000,
+            Scenario::StalledPeer => (topic.slots, topic.largest) = (200, 2_000),
+            Scenario::Liars => topic.largest = 5_000,
+            Scenario::FilterFlips => (topic.later_percent, topic.discard_percent) = (60, 20),
+            // Bodies are pushed, on streams of their own when they are larger than a frame, and adverted when larger still.
+            Scenario::VerdictOrders | Scenario::PushDuringFetch => {
+                (topic.largest, topic.push_threshold) = (80_000, 75_000);
+                topic.sequences = self == Scenario::VerdictOrders;
             }
-            Scenario::SlotLimit => {
-                options.topics[0].slots = 1 + rng.below(2) as u32;
-                busy(&mut options, 45, 20);
+            Scenario::EveryTopicFull => {
+                let topic = topic.clone();
+                let classes = [Class::Critical, Class::High, Class::Bulk];
+                *topics = classes.map(|class| TopicOptions { class, slots: 20, ..topic.clone() }).into();
             }
-            Scenario::SharedIds => options.links.jitter = 3 * options.links.latency,
-            Scenario::FilterFlips => {
-                (options.topics[0].later_percent, options.topics[0].discard_percent) = (60, 20);
-                options.links.rate = 20_000;
-                busy(&mut options, 10, 20);
+            _ => (),
+        }
+    }
+
+    fn set_links(self, links: &mut Links) {
+        match self {
+            Scenario::StaleUpdates => links.jitter = 20 * links.latency,
+            Scenario::SharedIds | Scenario::BroadcastAgain => links.jitter = 3 * links.latency,
+            Scenario::FirstAdvertiser | Scenario::PushDuringFetch => links.lose_one_in = 0,
+            Scenario::VerdictOrders => {
+                (links.lose_one_in, links.rate, links.window) = (0, 400_000, 200_000);
             }
+            Scenario::FilterFlips => links.rate = 20_000,
+            Scenario::PartitionHeals => links.window = 32_000,
+            Scenario::ReconnectWithMany => (links.rate, links.window) = (100_000_000, 1 << 20),
+            // Two runs differ by what is to be seen, not by luck.
+            Scenario::StalledPeer => {
+                (links.jitter, links.lose_one_in, links.rate) = (Duration::ZERO, 0, 50_000);
+            }
+            _ => (),
+        }
+    }
+
+    fn set_habits(self, options: &mut Options, rng: &mut Rng) {
+        match self {
+            Scenario::FilterFlips => busy(options, 10, 20),
             Scenario::Liars => {
-                options.members = 5;
-                options.hostile = 1;
-                options.topics[0].largest = 5_000;
                 let silent_percent = rng.below(100);
                 let wrong_percent = rng.below(100 - silent_percent);
                 options.lies = Lies { every: Duration::from_millis(10), silent_percent, wrong_percent };
-                busy(&mut options, 10, 20);
-            }
-            Scenario::PushDuringFetch => {
-                options.links.jitter = 5 * options.links.latency;
-                busy(&mut options, 5, 100);
+                busy(options, 10, 20);
             }
             Scenario::AbortStorm => {
-                busy(&mut options, 50, 30);
+                busy(options, 50, 30);
                 options.habits.act_every = Duration::from_millis(2);
             }
-            Scenario::MakerDies => options.habits.relay_percent = 100,
-            Scenario::ReconnectWithMany => {
-                options.members = 2;
-                options.topics[0].slots = 10_000;
-                (options.links.rate, options.links.window) = (100_000_000, 1 << 20);
-            }
-            Scenario::EveryTopicFull => {
-                let topic = options.topics[0].clone();
-                let classes = [Class::Critical, Class::High, Class::Bulk];
-                options.topics =
-                    classes.map(|class| TopicOptions { class, slots: 20, ..topic.clone() }).into();
-            }
-            Scenario::LateJoiner
-            | Scenario::FlappingLink
-            | Scenario::ReceiverRestart
-            | Scenario::SenderRestart
-            | Scenario::ShrinkToOne
-            | Scenario::AdvertiserLeaves
-            | Scenario::PartitionHeals
-            | Scenario::StalledPeer => (),
+            Scenario::PushDuringFetch | Scenario::MakerDies => options.habits.relay_percent = 100,
+            _ => (),
         }
-        options
     }
 
     pub(super) fn play(self, world: &mut World) -> Result<(), String> {
@@ -169,19 +209,23 @@ impl Scenario {
             Scenario::ReceiverRestart => comings::receiver_restart(world),
             Scenario::SenderRestart => comings::sender_restart(world),
             Scenario::ShrinkToOne => tables::shrink_to_one(world),
+            Scenario::StaleUpdates => tables::stale_updates(world),
+            Scenario::SlotLimit => tables::slot_limit(world),
+            Scenario::VersionLimit => tables::version_limit(world),
             Scenario::SharedIds => comings::shared_ids(world),
-            Scenario::AdvertiserLeaves => comings::advertiser_leaves(world),
+            Scenario::AdvertiserLeaves => bodies::advertiser_leaves(world),
+            Scenario::VerdictOrders => bodies::verdict_orders(world),
+            Scenario::FirstAdvertiser => bodies::first_advertiser(world),
+            Scenario::PushDuringFetch => bodies::push_during_fetch(world),
+            Scenario::BroadcastAgain => bodies::broadcast_again(world),
+            Scenario::StalledConsumer => tables::stalled_consumer(world),
             Scenario::MakerDies => comings::maker_dies(world),
             Scenario::PartitionHeals => links::partition_heals(world),
             Scenario::StalledPeer => links::stalled_peer(world),
             Scenario::ReconnectWithMany => links::reconnect_with_many(world),
             Scenario::EveryTopicFull => tables::every_topic_full(world),
-            Scenario::StaleUpdates
-            | Scenario::SlotLimit
-            | Scenario::FilterFlips
-            | Scenario::Liars
-            | Scenario::PushDuringFetch
-            | Scenario::AbortStorm => world.run(),
+            Scenario::AbortStorm => tables::abort_storm(world),
+            Scenario::FilterFlips | Scenario::Liars => world.run(),
         }
     }
 }
@@ -208,6 +252,7 @@ fn quiet(seed: u64) -> Options {
             rate: 200_000,
             window: 8_000,
             idle_timeout: Duration::from_millis(500),
+            still_windows: true,
         },
         faults: Faults::default(),
         topics: vec![TopicOptions {
@@ -218,6 +263,7 @@ fn quiet(seed: u64) -> Options {
             largest: 1_000,
             later_percent: 0,
             discard_percent: 0,
+            sequences: false,
         }],
         habits: Habits {
             act_every: Duration::ZERO,
@@ -226,6 +272,7 @@ fn quiet(seed: u64) -> Options {
             keep_percent: 0,
             think: Duration::from_millis(5),
             stall_one_in: 0,
+            again_percent: 0,
         },
         lies: Lies::default(),
     }

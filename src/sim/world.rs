@@ -243,7 +243,7 @@ impl World {
         Ok(())
     }
 
-    fn next_time(&self) -> Option<Instant> {
+    pub(super) fn next_time(&self) -> Option<Instant> {
         self.queue.keys().next().map(|(at, _)| *at)
     }
 
@@ -277,6 +277,14 @@ impl World {
         match happening {
             Happening::Arrive { from, to, connection, cargo } => self.arrive(from, to, connection, cargo),
             Happening::Acknowledged { from, to, connection, bytes } => {
+                if let Some(Actor::Honest(member)) = self.actors.get(to)
+                    && self.options.links.still_windows
+                    && member.paused_until > self.now
+                {
+                    let wake = member.paused_until;
+                    self.at(wake, Happening::Acknowledged { from, to, connection, bytes });
+                    return Ok(());
+                }
                 self.net.acknowledge(from, to, connection, bytes);
                 self.turn(from)
             }
