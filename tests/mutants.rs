@@ -16,10 +16,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use corecast::sim::Scenario;
 use serde::Deserialize;
 
 /// Mixed seeds within which each must be caught.
 const SEEDS: u64 = 500;
+/// Seeds of the directed scenario that it names, within which each must be caught: as many as the ordinary tests run.
+const DIRECTED_SEEDS: u64 = 25;
 /// How long one of them may take to run.
 const PATIENCE: Duration = Duration::from_secs(120);
 /// How long all seeds may take where nothing is to be found.
@@ -42,6 +45,8 @@ struct Mutant {
     file: String,
     find: String,
     put: String,
+    /// The directed scenario that finds it, where mixed runs seldom get into the situation.
+    scenario: Option<String>,
 }
 
 impl Mutant {
@@ -75,6 +80,8 @@ fn every_mutant_fits_the_sources() {
         assert_ne!(mutant.applied_to(&text), text, "{} changes nothing", mutant.name);
         assert!(mutant.file.starts_with("src/") && !mutant.why.is_empty(), "{}", mutant.name);
         assert!(names.insert(&mutant.name), "{} is there twice", mutant.name);
+        let known = |name: &String| Scenario::ALL.iter().any(|scenario| scenario.name() == name);
+        assert!(mutant.scenario.iter().all(known), "{}: no such scenario", mutant.name);
     }
 }
 
@@ -85,17 +92,28 @@ fn every_mutant_is_caught() {
     let chosen: Vec<&str> = chosen.split(',').filter(|name| !name.is_empty()).collect();
     let ground = Ground::new();
     ground.build().unwrap();
-    assert!(matches!(ground.hunt(WHOLE), Caught::Never), "the sources as they are do not hold");
+    let mutants: Vec<Mutant> = mutants()
+        .into_iter()
+        .filter(|one| chosen.is_empty() || chosen.contains(&one.name.as_str()))
+        .collect();
+    let scenarios: BTreeSet<Option<&str>> = mutants.iter().map(|one| one.scenario.as_deref()).collect();
+    for scenario in scenarios {
+        let held = matches!(ground.hunt(scenario, WHOLE), Caught::Never);
+        assert!(held, "the sources as they are do not hold: {}", scenario.unwrap_or("mixed"));
+    }
     let mut missed = Vec::new();
-    for mutant in mutants().iter().filter(|one| chosen.is_empty() || chosen.contains(&one.name.as_str())) {
+    for mutant in &mutants {
         let place = ground.folder.join("corecast").join(&mutant.file);
         let text = fs::read_to_string(&place).unwrap();
         fs::write(&place, mutant.applied_to(&text)).unwrap();
         let built = ground.build();
-        let caught = built.map(|()| ground.hunt(PATIENCE));
+        let caught = built.map(|()| ground.hunt(mutant.scenario.as_deref(), PATIENCE));
         fs::write(&place, text).unwrap();
         match caught.unwrap_or_else(|error| panic!("{} does not build:\n{error}", mutant.name)) {
-            Caught::By(seed) => println!("{}: caught by seed {seed}", mutant.name),
+            Caught::By(seed) => {
+                let scenario = mutant.scenario.as_deref().map_or(String::new(), |name| format!("{name} "));
+                println!("{}: caught by {scenario}seed {seed}", mutant.name);
+            }
             Caught::Never => {
                 println!("{}: NOT CAUGHT", mutant.name);
                 missed.push(mutant.name.clone());
@@ -135,7 +153,7 @@ impl Ground {
         }
         copy(&package().join("Cargo.lock"), &folder.join("hunt/Cargo.lock"));
         fs::write(folder.join("hunt/Cargo.toml"), MANIFEST).unwrap();
-        fs::write(folder.join("hunt/main.rs"), DRIVER.replace("SEEDS", &SEEDS.to_string())).unwrap();
+        fs::write(folder.join("hunt/main.rs"), DRIVER).unwrap();
         Ground { folder }
     }
 
@@ -147,10 +165,17 @@ impl Ground {
         if output.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&output.stderr).into()) }
     }
 
-    /// Runs the seeds.
-    fn hunt(&self, patience: Duration) -> Caught {
+    /// Runs the seeds, of a scenario or mixed.
+    fn hunt(&self, scenario: Option<&str>, patience: Duration) -> Caught {
         let mut hunt = Command::new(self.folder.join("target/debug/hunt"));
-        let mut hunt = hunt.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let seeds = if scenario.is_some() { DIRECTED_SEEDS } else { SEEDS };
+        let mut hunt = hunt
+            .arg(seeds.to_string())
+            .args(scenario)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
         let start = Instant::now();
         while hunt.try_wait().unwrap().is_none() {
             if start.elapsed() > patience {
@@ -215,8 +240,14 @@ const DRIVER: &str = r#"
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
+use corecast::sim::{self, Scenario};
+
 fn main() {
-    let (next, end, found) = (AtomicU64::new(0), AtomicU64::new(SEEDS), Mutex::new(None));
+    let mut args = std::env::args().skip(1);
+    let (seeds, name) = (args.next().unwrap().parse().unwrap(), args.next());
+    let scenario = name.map(|name| Scenario::ALL.into_iter().find(|one| one.name() == name).unwrap());
+    let run = |seed| scenario.map_or_else(|| sim::run(seed), |scenario| sim::run_scenario(scenario, seed));
+    let (next, end, found) = (AtomicU64::new(0), AtomicU64::new(seeds), Mutex::new(None));
     std::thread::scope(|scope| {
         for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
             scope.spawn(|| {
@@ -225,7 +256,7 @@ fn main() {
                     if seed >= end.load(SeqCst) {
                         return;
                     }
-                    if let Err(failure) = corecast::sim::run(seed) {
+                    if let Err(failure) = run(seed) {
                         let mut found = found.lock().unwrap();
                         if end.fetch_min(seed, SeqCst) > seed {
                             *found = Some((seed, failure.what));
