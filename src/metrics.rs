@@ -59,6 +59,10 @@ counters! {
         pushes_sent,
         /// Updates sent without a body.
         adverts_sent,
+        /// Of these, the ones of relayed artifacts.
+        relay_adverts_sent,
+        /// Their bytes, as frames.
+        relay_advert_bytes_sent,
         /// Slots cleared at a peer.
         clears_sent,
         /// Requests sent.

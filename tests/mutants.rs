@@ -11,15 +11,19 @@
 #![allow(clippy::unwrap_used, reason = "a failure is the test's")]
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use corecast::sim::{Level, Scenario};
 use serde::Deserialize;
 
 /// Mixed seeds within which each must be caught.
 const SEEDS: u64 = 500;
+/// Seeds of the directed scenario that it names, within which each must be caught: as many as the ordinary tests run.
+const DIRECTED_SEEDS: u64 = 25;
 /// How long one of them may take to run.
 const PATIENCE: Duration = Duration::from_secs(120);
 /// How long all seeds may take where nothing is to be found.
@@ -42,6 +46,30 @@ struct Mutant {
     file: String,
     find: String,
     put: String,
+    /// The directed scenario that finds it, where mixed runs seldom get into the situation.
+    scenario: Option<String>,
+    /// The level at which it is found, where that is not the one of messages.
+    level: Option<String>,
+}
+
+/// Where a mutant is looked for.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Grounds<'a> {
+    level: &'a str,
+    scenario: Option<&'a str>,
+}
+
+impl Mutant {
+    fn grounds(&self) -> Grounds<'_> {
+        let level = self.level.as_deref().unwrap_or(Level::Messages.name());
+        Grounds { level, scenario: self.scenario.as_deref() }
+    }
+}
+
+impl fmt::Display for Grounds<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.level, self.scenario.unwrap_or("mixed"))
+    }
 }
 
 impl Mutant {
@@ -75,6 +103,10 @@ fn every_mutant_fits_the_sources() {
         assert_ne!(mutant.applied_to(&text), text, "{} changes nothing", mutant.name);
         assert!(mutant.file.starts_with("src/") && !mutant.why.is_empty(), "{}", mutant.name);
         assert!(names.insert(&mutant.name), "{} is there twice", mutant.name);
+        let known = |name: &String| Scenario::ALL.iter().any(|scenario| scenario.name() == name);
+        assert!(mutant.scenario.iter().all(known), "{}: no such scenario", mutant.name);
+        let level = mutant.grounds().level;
+        assert!(Level::ALL.iter().any(|one| one.name() == level), "{}: no such level", mutant.name);
     }
 }
 
@@ -85,17 +117,27 @@ fn every_mutant_is_caught() {
     let chosen: Vec<&str> = chosen.split(',').filter(|name| !name.is_empty()).collect();
     let ground = Ground::new();
     ground.build().unwrap();
-    assert!(matches!(ground.hunt(WHOLE), Caught::Never), "the sources as they are do not hold");
+    let mutants: Vec<Mutant> = mutants()
+        .into_iter()
+        .filter(|one| chosen.is_empty() || chosen.contains(&one.name.as_str()))
+        .collect();
+    let grounds: BTreeSet<Grounds<'_>> = mutants.iter().map(Mutant::grounds).collect();
+    for grounds in grounds {
+        let held = matches!(ground.hunt(grounds, WHOLE), Caught::Never);
+        assert!(held, "the sources as they are do not hold: {grounds}");
+    }
     let mut missed = Vec::new();
-    for mutant in mutants().iter().filter(|one| chosen.is_empty() || chosen.contains(&one.name.as_str())) {
+    for mutant in &mutants {
         let place = ground.folder.join("corecast").join(&mutant.file);
         let text = fs::read_to_string(&place).unwrap();
         fs::write(&place, mutant.applied_to(&text)).unwrap();
         let built = ground.build();
-        let caught = built.map(|()| ground.hunt(PATIENCE));
+        let caught = built.map(|()| ground.hunt(mutant.grounds(), PATIENCE));
         fs::write(&place, text).unwrap();
         match caught.unwrap_or_else(|error| panic!("{} does not build:\n{error}", mutant.name)) {
-            Caught::By(seed) => println!("{}: caught by seed {seed}", mutant.name),
+            Caught::By(seed) => {
+                println!("{}: caught by {} seed {seed}", mutant.name, mutant.grounds());
+            }
             Caught::Never => {
                 println!("{}: NOT CAUGHT", mutant.name);
                 missed.push(mutant.name.clone());
@@ -135,7 +177,7 @@ impl Ground {
         }
         copy(&package().join("Cargo.lock"), &folder.join("hunt/Cargo.lock"));
         fs::write(folder.join("hunt/Cargo.toml"), MANIFEST).unwrap();
-        fs::write(folder.join("hunt/main.rs"), DRIVER.replace("SEEDS", &SEEDS.to_string())).unwrap();
+        fs::write(folder.join("hunt/main.rs"), DRIVER).unwrap();
         Ground { folder }
     }
 
@@ -147,10 +189,18 @@ impl Ground {
         if output.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&output.stderr).into()) }
     }
 
-    /// Runs the seeds.
-    fn hunt(&self, patience: Duration) -> Caught {
+    /// Runs the seeds, of a scenario or mixed.
+    fn hunt(&self, Grounds { level, scenario }: Grounds<'_>, patience: Duration) -> Caught {
         let mut hunt = Command::new(self.folder.join("target/debug/hunt"));
-        let mut hunt = hunt.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let seeds = if scenario.is_some() { DIRECTED_SEEDS } else { SEEDS };
+        let mut hunt = hunt
+            .arg(seeds.to_string())
+            .arg(level)
+            .args(scenario)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
         let start = Instant::now();
         while hunt.try_wait().unwrap().is_none() {
             if start.elapsed() > patience {
@@ -215,8 +265,18 @@ const DRIVER: &str = r#"
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
+use corecast::sim::{self, Level, Scenario};
+
 fn main() {
-    let (next, end, found) = (AtomicU64::new(0), AtomicU64::new(SEEDS), Mutex::new(None));
+    let mut args = std::env::args().skip(1);
+    let (seeds, level) = (args.next().unwrap().parse().unwrap(), args.next().unwrap());
+    let level = Level::ALL.into_iter().find(|one| one.name() == level).unwrap();
+    let scenario = args.next().map(|name| Scenario::ALL.into_iter().find(|one| one.name() == name).unwrap());
+    let run = |seed| match scenario {
+        Some(scenario) => sim::run_scenario(scenario, seed, level),
+        None => sim::run(seed, level),
+    };
+    let (next, end, found) = (AtomicU64::new(0), AtomicU64::new(seeds), Mutex::new(None));
     std::thread::scope(|scope| {
         for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
             scope.spawn(|| {
@@ -225,7 +285,7 @@ fn main() {
                     if seed >= end.load(SeqCst) {
                         return;
                     }
-                    if let Err(failure) = corecast::sim::run(seed, corecast::sim::Level::Messages) {
+                    if let Err(failure) = run(seed) {
                         let mut found = found.lock().unwrap();
                         if end.fetch_min(seed, SeqCst) > seed {
                             *found = Some((seed, failure.what));

@@ -144,7 +144,13 @@ impl Engine {
             }
             match &change {
                 Change::Push { .. } => self.counters.pushes_sent += 1,
-                Change::Advert { .. } => self.counters.adverts_sent += 1,
+                Change::Advert { relayed, .. } => {
+                    self.counters.adverts_sent += 1;
+                    if *relayed {
+                        self.counters.relay_adverts_sent += 1;
+                        self.counters.relay_advert_bytes_sent += Update::encoded_len(&change) as u64;
+                    }
+                }
                 Change::Clear => self.counters.clears_sent += 1,
             }
             batch.push(&Frame::Update(Update { topic: id, slot, version, change }));

@@ -1,5 +1,7 @@
 //! Streams on their way: what one end gives its link, as events at the other.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 
 use super::flow::{Flow, FlowId, What};
@@ -106,6 +108,20 @@ impl World {
             self.ship(from, to, connection, bytes / (DRIPS + 1), Cargo::Drip(id));
         }
         self.ship(from, to, connection, REQUEST_BYTES + bytes / (DRIPS + 1), Cargo::Answer(id));
+    }
+
+    /// The body comes, a few bytes at a time, and its end a minute later.
+    fn trickle(&mut self, from: usize, to: usize, connection: u64, key: StreamKey, body: Bytes) {
+        let Some(id) = self.flows.find(from, to, key) else { return };
+        for number in 1..=600 {
+            let at = self.now + self.options.links.latency + Duration::from_millis(100 * number);
+            self.at(at, Happening::Arrive { from, to, connection, cargo: Cargo::Drip(id) });
+        }
+        if let Some(Flow { what: What::Fetch { answer, .. }, .. }) = self.flows.get(id) {
+            *answer = Some(Reply::Found(body));
+        }
+        let at = self.now + Duration::from_secs(61);
+        self.at(at, Happening::Arrive { from, to, connection, cargo: Cargo::Answer(id) });
     }
 
     /// Something arrives, unless its connection is gone or a cut holds it.
@@ -226,8 +242,10 @@ impl World {
         let Some(Actor::Hostile(hostile)) = self.actors.get_mut(to) else {
             return self.bring(to, from, Incoming::Request { key, request });
         };
-        if let Answer::Reply(reply) = hostile.answer(&request, &self.options) {
-            self.send_reply(to, from, connection, key, reply);
+        match hostile.answer(&request, &self.options) {
+            Answer::Reply(reply) => self.send_reply(to, from, connection, key, reply),
+            Answer::Trickle(body) => self.trickle(to, from, connection, key, body),
+            Answer::Silence => (),
         }
     }
 

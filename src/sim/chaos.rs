@@ -303,6 +303,15 @@ impl World {
     }
 
     fn broadcast_one(&mut self, node: usize) -> Result<(), String> {
+        let again = self.options.habits.again_percent;
+        if again > 0
+            && self.rng.below(100) < again
+            && let Some(Actor::Honest(member)) = self.actors.get_mut(node)
+            && let Some((topic, id)) = member.aborted.take()
+            && let Some(body) = self.bodies.get(&id).cloned()
+        {
+            return self.broadcast(node, usize::from(topic.0) - 1, body).map(drop);
+        }
         let number = self.rng.below(self.options.topics.len() as u64) as usize;
         let body = if self.rng.one_in(self.options.habits.same_one_in) {
             Bytes::copy_from_slice(&self.rng.below(4).to_le_bytes())

@@ -34,8 +34,8 @@ struct Ledger {
 impl Effort {
     /// Calls that are free.
     const FREE: u64 = 64;
-    /// Calls for each thing that came. Up to 1.43 were seen, where artifacts come and go as fast as they can.
-    const EACH: u64 = 2;
+    /// Calls for each thing that came. Up to 2.1 were seen, where a consumer catches up.
+    const EACH: u64 = 3;
     /// How often each fetch may wake the engine. An eighth of that was seen.
     const PACE: Duration = Duration::from_millis(20);
 

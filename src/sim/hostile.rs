@@ -26,12 +26,29 @@ pub(super) struct Hostile {
     /// Places in tables of others that it was told of lately.
     places: Vec<(TopicId, Slot, Version)>,
     keys: u64,
+    /// How it answers, where a scenario says so.
+    pub(super) manner: Option<Manner>,
+    /// What others said that they hold of its tables.
+    pub(super) held: Vec<Held>,
 }
 
 /// What it does with a request.
 pub(super) enum Answer {
     Reply(Reply<Bytes>),
+    /// Some bytes now and then, for long.
+    Trickle(Bytes),
     Silence,
+}
+
+/// One way to answer every request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Manner {
+    /// The body, if it has it.
+    Served,
+    Wrong,
+    NotFound,
+    Silent,
+    Trickled,
 }
 
 impl Hostile {
@@ -49,6 +66,8 @@ impl Hostile {
             boots: vec![0],
             places: Vec::new(),
             keys: 0,
+            manner: options.lies.every.is_zero().then_some(Manner::Served),
+            held: Vec::new(),
         }
     }
 
@@ -59,13 +78,13 @@ impl Hostile {
             subnet: [7; 32],
             lanes: 1,
             lane: 0,
-            registry: RegistryVersion(self.rng.next_u64()),
+            registry: RegistryVersion(if self.manner.is_some() { 1 } else { self.rng.next_u64() }),
             boot: self.boot,
         };
         batch.push(&Frame::Hello(hello));
         for topic in (0..self.topics).map(topic_id) {
             batch.push(&Frame::Open(Open { topic, slots: u32::MAX, artifact_bytes: u32::MAX }));
-            if self.rng.one_in(2) {
+            if self.manner.is_none() && self.rng.one_in(2) {
                 batch.push(&self.resync(topic));
             }
         }
@@ -86,6 +105,7 @@ impl Hostile {
                 self.heard.insert((topic, id), Some(body));
             }
             Frame::Hello(hello) => self.boots.push(hello.boot),
+            Frame::Held(held) if self.manner.is_some() => self.held.push(held),
             _ => (),
         }
         self.boots.drain(..self.boots.len().saturating_sub(8));
@@ -111,6 +131,9 @@ impl Hostile {
 
     /// What it does with a request.
     pub(super) fn answer(&mut self, request: &FetchRequest, options: &Options) -> Answer {
+        if let Some(manner) = self.manner {
+            return self.scripted(manner, request);
+        }
         let draw = self.rng.below(100);
         let body = self.heard.get(&(request.topic, request.id)).cloned().flatten();
         match () {
@@ -125,6 +148,27 @@ impl Hostile {
                 (_, Some(body)) => Reply::Found(body),
             }),
         }
+    }
+
+    fn scripted(&mut self, manner: Manner, request: &FetchRequest) -> Answer {
+        let body = self.heard.get(&(request.topic, request.id)).cloned().flatten();
+        match (manner, body) {
+            (Manner::Silent, _) => Answer::Silence,
+            (Manner::Wrong, _) => Answer::Reply(Reply::Found(self.noise())),
+            (Manner::Trickled, Some(body)) => Answer::Trickle(body),
+            (Manner::Served, Some(body)) => Answer::Reply(Reply::Found(body)),
+            (Manner::NotFound, _) | (_, None) => Answer::Reply(Reply::NotFound),
+        }
+    }
+
+    /// It has a body, to be served if asked for.
+    pub(super) fn learn(&mut self, topic: TopicId, id: ArtifactId, body: Bytes) {
+        self.heard.insert((topic, id), Some(body));
+    }
+
+    /// Which start of it speaks.
+    pub(super) fn boot(&self) -> u64 {
+        self.boot
     }
 
     fn frame(&mut self, topic: TopicId) -> Frame {

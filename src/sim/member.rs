@@ -49,6 +49,8 @@ pub(super) struct Member {
     pub(super) had: BTreeSet<(TopicId, ArtifactId)>,
     /// How often the engine had forgotten something, when it was last looked.
     pub(super) forgotten: u64,
+    /// What it aborted last of its own.
+    pub(super) aborted: Option<(TopicId, ArtifactId)>,
     /// Refusals that it has been told of what is active now.
     pub(super) refused: BTreeSet<(TopicId, ArtifactId, NodeId)>,
     /// Broadcasts and relays that the engine has not given back.
@@ -66,6 +68,9 @@ pub(super) const SETTLED: u64 = 4;
 
 /// The filter's verdict, which every member shares: a later one comes with the generation.
 pub(super) fn verdict(topic: &TopicOptions, id: &ArtifactId, generation: u64) -> Verdict {
+    if topic.sequences {
+        return sequence(id)[generation.min(2) as usize];
+    }
     let draw = u64::from(id.0[7]) * 100 / 256;
     match () {
         () if panics(topic, id, generation) => Verdict::Later,
@@ -84,6 +89,15 @@ fn panics(topic: &TopicOptions, id: &ArtifactId, generation: u64) -> bool {
     let draw = u64::from(id.0[9]) * 100 / 256;
     draw < topic.panic_percent && u64::from(id.0[10]) % (SETTLED + 1) >= generation
 }
+
+/// What the filter says of an artifact at the generations 0, 1 and from 2 on, where all sequences of three occur.
+pub(super) fn sequence(id: &ArtifactId) -> [Verdict; 3] {
+    let number = usize::from(id.0[9]) % SEQUENCES;
+    [number / 9, number / 3 % 3, number % 3].map(|at| [Verdict::Want, Verdict::Later, Verdict::Discard][at])
+}
+
+/// Sequences of three verdicts.
+pub(super) const SEQUENCES: usize = 27;
 
 /// The number of a topic.
 pub(super) fn topic_id(index: usize) -> TopicId {
@@ -125,6 +139,7 @@ impl Member {
             known: BTreeMap::new(),
             had: BTreeSet::new(),
             forgotten: 0,
+            aborted: None,
             refused: BTreeSet::new(),
             reserved: BTreeMap::new(),
             generation,
@@ -201,7 +216,9 @@ impl Member {
 
     /// Ends whatever the replica has to do with an artifact.
     pub(super) fn abort(&mut self, topic: TopicId, id: ArtifactId, now: Instant, fx: &mut Effects) {
-        self.own.remove(&(topic, id));
+        if self.own.remove(&(topic, id)) {
+            self.aborted = Some((topic, id));
+        }
         self.refused.retain(|(of, what, _)| (*of, *what) != (topic, id));
         if let Some(known) = self.known.get_mut(&(topic, id)).filter(|known| **known != Known::Leaving) {
             *known = Known::Released;

@@ -130,6 +130,18 @@ impl Net {
         }
     }
 
+    /// What a cut holds, in the order of arrival.
+    pub(super) fn held(&self, from: usize, to: usize) -> &[(u64, Cargo)] {
+        self.directions.get(&(from, to)).map_or(&[], |direction| &direction.held)
+    }
+
+    /// Ends a cut: what was held is the caller's to bring.
+    pub(super) fn release(&mut self, from: usize, to: usize) -> Vec<(u64, Cargo)> {
+        let Some(direction) = self.directions.get_mut(&(from, to)) else { return Vec::new() };
+        direction.cut = false;
+        std::mem::take(&mut direction.held)
+    }
+
     /// When `bytes` that are sent now have arrived.
     pub(super) fn arrival(&mut self, from: usize, to: usize, bytes: u64, now: Instant) -> Instant {
         let Links { latency, rate, lose_one_in, .. } = self.links;

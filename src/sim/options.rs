@@ -82,6 +82,8 @@ pub struct Links {
     pub window: u64,
     /// Silence after which a connection is lost.
     pub idle_timeout: Duration,
+    /// A member that stands still acknowledges nothing: what is on its way to it fills the window.
+    pub still_windows: bool,
 }
 
 /// Datagrams, alike in both directions.
@@ -178,6 +180,8 @@ pub struct TopicOptions {
     pub discard_percent: u64,
     /// Of a hundred artifacts, at how many the filter panics, at most until it changes for the last time.
     pub panic_percent: u64,
+    /// Instead of these: what the filter says follows from the artifact's place among the 27 sequences of three verdicts.
+    pub sequences: bool,
 }
 
 /// What replicas do.
@@ -197,12 +201,14 @@ pub struct Habits {
     pub stall_one_in: u64,
     /// One broadcast in so many is of something that others make, too; 0 for none.
     pub same_one_in: u64,
+    /// Of a hundred broadcasts, how many are of what the member aborted last, if it has aborted anything.
+    pub again_percent: u64,
 }
 
 /// What hostile members do.
 #[derive(Debug, Clone, Default)]
 pub struct Lies {
-    /// The mean time between two lies of one hostile member; zero for none.
+    /// The mean time between two lies of one hostile member; zero for none: then it says what a scenario has it say.
     pub every: Duration,
     /// Of a hundred requests, how many it answers with silence.
     pub silent_percent: u64,
@@ -242,6 +248,7 @@ impl Options {
                 rate: 50_000 << rng.below(8),
                 window: 2_000 << rng.below(7),
                 idle_timeout: millis(300 + rng.below(1_500)),
+                still_windows: false,
             },
             faults,
             topics: (0..1 + rng.below(3)).map(|_| TopicOptions::mixed(rng)).collect(),
@@ -253,6 +260,7 @@ impl Options {
                 think: millis(rng.below(200)),
                 stall_one_in: if rng.one_in(3) { 10 } else { 0 },
                 same_one_in: 20,
+                again_percent: 0,
             },
             lies: Lies {
                 every: millis(5 + rng.below(100)),
@@ -261,16 +269,21 @@ impl Options {
             },
             budget: Budget::default(),
         };
+        // New draws come last: then a seed means what it meant, but for what is new.
+        options.habits.again_percent = if rng.one_in(3) { 10 + rng.below(60) } else { 0 };
+        options.links.still_windows = rng.one_in(2);
         options.harden();
         options
     }
 
-    /// Whether nothing goes wrong: no fault, no loss, no lie, and nobody makes what another has made.
+    /// Whether nothing goes wrong: no fault, no loss, no lie, and nobody makes what was made before.
     pub(super) fn is_calm(&self) -> bool {
         let Faults { cut_every, crash_every, pause_every, close_every, leap_every, .. } = &self.faults;
         let faults = [cut_every, crash_every, pause_every, close_every, leap_every];
-        let mishaps = [self.links.lose_one_in, self.hostile as u64, self.habits.same_one_in];
-        faults.iter().all(|every| every.is_zero()) && mishaps == [0; 3]
+        let Habits { same_one_in, again_percent, .. } = self.habits;
+        let mishaps = [self.links.lose_one_in, self.hostile as u64, same_one_in, again_percent];
+        let datagrams = [self.datagrams.lose_one_in, self.datagrams.damage_one_in];
+        faults.iter().all(|every| every.is_zero()) && mishaps == [0; 4] && datagrams == [0; 2]
     }
 
     /// After the end of all faults, the longest until every active artifact is everywhere: connections are lost and made
@@ -322,6 +335,7 @@ impl TopicOptions {
             later_percent: if filtered { rng.below(50) } else { 0 },
             discard_percent: if filtered { rng.below(30) } else { 0 },
             panic_percent: 0,
+            sequences: false,
         }
     }
 }

@@ -298,7 +298,7 @@ impl World {
         check(self)
     }
 
-    fn next_time(&self) -> Option<Instant> {
+    pub(super) fn next_time(&self) -> Option<Instant> {
         self.queue.keys().next().map(|(at, _)| *at)
     }
 
@@ -332,6 +332,14 @@ impl World {
         match happening {
             Happening::Arrive { from, to, connection, cargo } => self.arrive(from, to, connection, cargo),
             Happening::Acknowledged { from, to, connection, bytes } => {
+                if let Some(Actor::Honest(member)) = self.actors.get(to)
+                    && self.options.links.still_windows
+                    && member.paused_until > self.now
+                {
+                    let wake = member.paused_until;
+                    self.at(wake, Happening::Acknowledged { from, to, connection, bytes });
+                    return Ok(());
+                }
                 self.effort.arrived(from);
                 self.net.acknowledge(from, to, connection, bytes);
                 self.turn(from)
@@ -526,8 +534,8 @@ impl World {
         for outgoing in given.into_iter().flatten() {
             self.check_sent(node, peer, connection, &outgoing)?;
             self.give(node, peer, outgoing);
-            self.effort.spend(node);
         }
+        self.effort.spend(node);
         Ok(some)
     }
 

@@ -35,7 +35,7 @@ pub(crate) fn run(options: &Devnet) -> Result<(), Fault> {
         _ => {
             let plan = plan(options, sample::topics())?;
             let stop = Stop::on_signals()?;
-            sample::run(&plan, Duration::from_secs(options.seconds), &stop)?
+            sample::run(&plan, Duration::from_secs(options.seconds), options.relay, &stop)?
         }
     };
     terminal::say(&if options.json { report.json() } else { report.table() })?;

@@ -72,6 +72,9 @@ pub(crate) struct Options {
     /// Cores to pin executors to, as in 0-3,6 [default: the first of those allowed, one for each lane]
     #[arg(long, value_name = "LIST")]
     cores: Option<CoreList>,
+    /// Receivers relay what they have, as replicas do, until all have it
+    #[arg(long)]
+    relay: bool,
     /// Microseconds that an executor looks for work before it parks
     #[arg(long, value_name = "MICROSECONDS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=1_000_000))]
     spin: u64,

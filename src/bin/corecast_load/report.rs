@@ -13,6 +13,7 @@ pub(crate) struct Report(Value);
 impl Report {
     pub(crate) fn new(options: &Options, outcome: &Outcome, cpu_seconds: f64, peak_rss_bytes: u64) -> Report {
         let (counters, latency) = (&outcome.counters, &outcome.last);
+        let relaying = counters.relay_cost();
         let (bytes, deliveries) = (outcome.bytes as f64, outcome.deliveries as f64);
         Report(json!({
             "workload": options.workload.name(),
@@ -37,6 +38,14 @@ impl Report {
             "peak_rss_bytes": peak_rss_bytes,
             "body_copies_per_delivery": digits(counters.copies_per_delivery()),
             "wire_bytes_per_payload_byte": digits(ratio(counters.udp_bytes_sent as f64, bytes)),
+            "relaying": {
+                "relayed_artifacts": relaying.relayed,
+                "adverts_per_relayed": digits(relaying.adverts),
+                "advert_bytes": counters.relay_advert_bytes,
+                "advert_bytes_per_relayed": digits(relaying.bytes),
+                "delivered_again": outcome.again,
+                "share_of_wire_bytes": digits(ratio(counters.relay_advert_bytes as f64, counters.udp_bytes_sent as f64)),
+            },
             "gso_segments_mean": digits(ratio(counters.datagrams_sent as f64, counters.sends as f64)),
         }))
     }
@@ -63,6 +72,20 @@ impl Report {
             ("memory at its peak", format!("{:.0} MiB", get("peak_rss_bytes") / f64::from(1 << 20))),
             ("copies of a body per delivery", format!("{:.4}", get("body_copies_per_delivery"))),
             ("bytes on the wire per byte of payload", format!("{:.4}", get("wire_bytes_per_payload_byte"))),
+            ("relaying", {
+                let get = |name: &str| self.0["relaying"][name].as_f64().unwrap_or(0.0);
+                let [relayed, adverts, bytes, share] = [
+                    "relayed_artifacts",
+                    "adverts_per_relayed",
+                    "advert_bytes_per_relayed",
+                    "share_of_wire_bytes",
+                ]
+                .map(get);
+                let share = 100.0 * share;
+                format!(
+                    "{relayed:.0} artifacts: {adverts:.2} adverts, {bytes:.1} bytes each; {share:.3} % of the wire"
+                )
+            }),
             ("datagrams per send", format!("{:.1}", get("gso_segments_mean"))),
         ];
         let head = format!(

@@ -70,9 +70,11 @@ pub(crate) fn plan(options: &Options, cores: Vec<usize>) -> Plan {
     };
     // Twice what is in flight: an aborted artifact leaves its place a moment later.
     let most = 2 * options.inflight() as u64 * options.artifact_size() as u64;
-    topic.active_bytes = topic.active_bytes.max(most);
     topic.pending_bytes = topic.pending_bytes.max(most * u64::from(options.nodes));
-    topic.slots = topic.slots.max(2 * options.inflight() as u32);
+    // Whoever relays has room for what all makers have on their way.
+    let makers = if options.relay { options.nodes } else { 1 };
+    topic.active_bytes = topic.active_bytes.max(most * u64::from(makers));
+    topic.slots = topic.slots.max(2 * options.inflight() as u32 * u32::from(makers));
     let spin = Duration::from_micros(options.spin);
     Plan { nodes: options.nodes, lanes: options.lanes, cores, spin, settings, topics: vec![topic] }
 }
@@ -87,5 +89,13 @@ pub(crate) fn streams(options: &Options) -> Vec<Stream> {
         Workload::Latency => Pace::Open { first: every * maker as u32, every: every * makers as u32 },
     };
     let sizes = vec![options.artifact_size()];
-    (0..makers).map(|maker| Stream { maker, topic: 0, sizes: sizes.clone(), pace: pace(maker) }).collect()
+    (0..makers)
+        .map(|maker| Stream {
+            maker,
+            topic: 0,
+            sizes: sizes.clone(),
+            pace: pace(maker),
+            relay: options.relay,
+        })
+        .collect()
 }

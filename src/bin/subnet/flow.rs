@@ -40,6 +40,8 @@ pub(crate) struct Stream {
     pub(crate) sizes: Vec<usize>,
     /// When the next is made.
     pub(crate) pace: Pace,
+    /// Receivers relay what they have, until all have it.
+    pub(crate) relay: bool,
 }
 
 /// When artifacts are made.
@@ -88,6 +90,9 @@ pub(crate) struct Outcome {
     pub(crate) counters: Counters,
     /// Over the whole run: what was not delivered exactly once.
     pub(crate) flaws: Flaws,
+    /// Over the whole run: deliveries to a node that had let go already, as all had the artifact, on the word of a relay that
+    /// had not yet. That is new to the node, and no flaw.
+    pub(crate) again: u64,
 }
 
 /// Broken promises of the run.
@@ -166,6 +171,7 @@ struct Flow {
     counters: Counters,
     seconds: f64,
     flaws: Flaws,
+    again: u64,
 }
 
 struct Measured {
@@ -238,6 +244,7 @@ impl Flow {
             counters: Counters::default(),
             seconds: 0.0,
             flaws: Flaws::default(),
+            again: 0,
         })
     }
 
@@ -339,13 +346,24 @@ impl Flow {
     fn take(&mut self, subnet: &Subnet, node: usize, topic: usize, arrival: Arrival) {
         // Withdrawn: the maker aborted, as it does when all have it; one that had not, or that refused, will be missed.
         let Arrival::Delivered { id, bytes } = arrival else { return };
-        subnet.ports[node][topic].release(&id);
-        let Some(stamp) = Stamp::read(&bytes) else { return self.flaws.foreign += 1 };
-        let Some(state) = self.streams.get_mut(stamp.stream as usize) else {
+        let port = &subnet.ports[node][topic];
+        let stamp = Stamp::read(&bytes);
+        let stream = stamp.as_ref().and_then(|stamp| self.streams.get_mut(stamp.stream as usize));
+        let (Some(stamp), Some(state)) = (stamp, stream) else {
+            port.release(&id);
             return self.flaws.foreign += 1;
         };
         let Some(slot) = state.slots.get_mut(stamp.slot as usize) else { return self.flaws.foreign += 1 };
         let bit = 1 << node;
+        let over = slot.number != stamp.number || slot.missing == 0;
+        match state.stream.relay {
+            true if over => {
+                port.release(&id);
+                return self.again += 1;
+            }
+            true => port.validate(&id),
+            false => port.release(&id),
+        }
         if slot.number != stamp.number || slot.missing & bit == 0 {
             return self.flaws.twice += 1;
         }
@@ -382,6 +400,10 @@ impl Flow {
         let state = &mut self.streams[index];
         let done = &mut state.slots[slot as usize];
         subnet.ports[state.stream.maker][state.stream.topic].abort(&done.id);
+        if state.stream.relay {
+            let others = (0..subnet.ports.len()).filter(|node| *node != state.stream.maker);
+            others.for_each(|node| subnet.ports[node][state.stream.topic].abort(&done.id));
+        }
         let body = std::mem::take(&mut done.body);
         if state.stream.sizes.len() == 1 && state.spare.len() < 2 * state.slots.len() {
             state.spare.push_back(body);
@@ -415,8 +437,8 @@ impl Flow {
 
     fn into_outcome(self) -> Outcome {
         let Measured { artifacts, deliveries, bytes, each, last } = self.measured;
-        let Flow { seconds, counters, flaws, .. } = self;
-        Outcome { seconds, artifacts, deliveries, bytes, each, last, counters, flaws }
+        let Flow { seconds, counters, flaws, again, .. } = self;
+        Outcome { seconds, artifacts, deliveries, bytes, each, last, counters, flaws, again }
     }
 }
 
@@ -495,7 +517,7 @@ mod tests {
     }
 
     fn closed(maker: usize, topic: usize, sizes: &[usize], inflight: usize) -> Stream {
-        Stream { maker, topic, sizes: sizes.to_vec(), pace: Pace::Closed { inflight } }
+        Stream { maker, topic, sizes: sizes.to_vec(), pace: Pace::Closed { inflight }, relay: false }
     }
 
     fn run_on(subnet: &mut Subnet, streams: Vec<Stream>) -> Outcome {
@@ -530,7 +552,8 @@ mod tests {
     fn an_open_pace_keeps_its_times() {
         let mut subnet = hub::start(3, &topics(), Mishaps::default());
         let pace = Pace::Open { first: Duration::ZERO, every: Duration::from_millis(2) };
-        let outcome = run_on(&mut subnet, vec![Stream { maker: 0, topic: 0, sizes: vec![64], pace }]);
+        let outcome =
+            run_on(&mut subnet, vec![Stream { maker: 0, topic: 0, sizes: vec![64], pace, relay: false }]);
         assert_eq!(outcome.flaws, Flaws::default());
         assert!((45..=52).contains(&outcome.artifacts), "{}", outcome.artifacts);
     }

@@ -115,6 +115,9 @@ impl Host for Nodes {
         for stats in self.0.iter().map(Node::stats) {
             sum.bodies_received += stats.engine.bodies_received;
             sum.bodies_delivered += stats.engine.delivered;
+            sum.relays += stats.engine.relays;
+            sum.relay_adverts += stats.engine.relay_adverts_sent;
+            sum.relay_advert_bytes += stats.engine.relay_advert_bytes_sent;
             sum.udp_bytes_sent += stats.quic.traffic.bytes_out;
             sum.datagrams_sent += stats.quic.traffic.datagrams_out;
             sum.sends += stats.quic.traffic.transmits;

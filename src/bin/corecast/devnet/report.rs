@@ -35,6 +35,7 @@ impl Report {
     /// One object, on one line.
     pub(crate) fn json(&self) -> String {
         let digits = |value: f64| format!("{value:.5e}").parse::<f64>().unwrap_or(value);
+        let relaying = self.counters.relay_cost();
         json!({
             "nodes": self.nodes,
             "lanes": self.lanes,
@@ -49,6 +50,12 @@ impl Report {
                 "max": digits(self.latency.max_us()),
             },
             "body_copies_per_delivery": digits(self.counters.copies_per_delivery()),
+            "relaying": {
+                "relayed_artifacts": relaying.relayed,
+                "adverts_per_relayed": digits(relaying.adverts),
+                "advert_bytes": self.counters.relay_advert_bytes,
+                "advert_bytes_per_relayed": digits(relaying.bytes),
+            },
             "verified": self.flaw.is_none(),
         })
         .to_string()
@@ -70,6 +77,7 @@ impl Report {
             ("goodput", format!("{:.2} Gbit/s", self.goodput_gbit_s())),
             ("delivery latency", format!("p50 {p50:.0} µs, p99 {p99:.0} µs, max {max:.0} µs")),
             ("copies received per body", format!("{:.4}", self.counters.copies_per_delivery())),
+            ("relayed", self.counters.relay_cost().to_string()),
             ("handshakes refused", self.counters.handshakes_refused.to_string()),
             ("verified", self.flaw.clone().unwrap_or_else(|| "yes, all identical".to_owned())),
         ]);
@@ -108,7 +116,9 @@ mod tests {
             report.json(),
             "{\"artifacts\":2,\"body_copies_per_delivery\":1.0,\"delivered_artifacts\":6,\
              \"delivered_bytes\":6000000,\"goodput_gbit_s\":0.096,\"lanes\":1,\
-             \"latency_us\":{\"max\":0.0,\"p50\":0.0,\"p99\":0.0},\"nodes\":4,\"seconds\":0.5,\"verified\":true}"
+             \"latency_us\":{\"max\":0.0,\"p50\":0.0,\"p99\":0.0},\"nodes\":4,\
+             \"relaying\":{\"advert_bytes\":0,\"advert_bytes_per_relayed\":0.0,\"adverts_per_relayed\":0.0,\
+             \"relayed_artifacts\":0},\"seconds\":0.5,\"verified\":true}"
         );
     }
 }

@@ -28,12 +28,12 @@ pub(crate) fn topics() -> Vec<TopicConfig> {
 }
 
 /// Every node sends the mix for this long.
-pub(crate) fn run(plan: &Plan, measure: Duration, stop: &Stop) -> Result<Report, Fault> {
+pub(crate) fn run(plan: &Plan, measure: Duration, relay: bool, stop: &Stop) -> Result<Report, Fault> {
     let mut subnet = super::start(plan)?;
     let streams = (0..usize::from(plan.nodes)).flat_map(|maker| {
         MIX.iter().enumerate().map(move |(topic, &(_, _, sizes, inflight))| {
             let pace = Pace::Closed { inflight };
-            Stream { maker, topic, sizes: sizes.to_vec(), pace }
+            Stream { maker, topic, sizes: sizes.to_vec(), pace, relay }
         })
     });
     let times = Times { warm_up: Duration::ZERO, measure, grace: Duration::from_secs(10) };

@@ -1,0 +1,266 @@
+//! Bodies on their way, and what happens meanwhile.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::script::{adverted, ensure, millis, orders, update};
+use crate::config::Verdict;
+use crate::engine::ArtifactState;
+use crate::sim::hostile::Manner;
+use crate::sim::member::{SEQUENCES, sequence, topic_id};
+use crate::sim::net::Cargo;
+use crate::sim::world::{Actor, World};
+use crate::types::{ArtifactId, HashKind};
+use crate::wire::CloseCode;
+
+/// Bytes of a body that is adverted.
+const ADVERTED: usize = 400;
+/// Bytes of a body that is pushed on a stream of its own.
+const STREAMED: usize = 70_000;
+/// Bytes of one that is adverted even in a topic that pushes those.
+const LARGEST: usize = 80_000;
+
+/// A maker aborts what somebody asks for, and broadcasts it again in the same slot: whatever comes first of "not found", the
+/// clear and the new advert, the body comes in the end.
+pub(super) fn broadcast_again(world: &mut World) -> Result<(), String> {
+    world.pass(Duration::from_secs(1))?;
+    for order in orders(3) {
+        let id = world.make_sized(0, ADVERTED)?;
+        world.until(Duration::from_secs(2), "a request", |world| world.census(1).requests > 0)?;
+        world.hold(0, 1);
+        world.drop_one(0, id)?;
+        let said = |number: usize| move |world: &World| world.held(0, 1).len() == number;
+        world.until(Duration::from_secs(2), "the clear, and \"not found\"", said(2))?;
+        let body = world.bodies.get(&id).cloned().unwrap_or_default();
+        world.broadcast(0, 0, body)?;
+        world.until(Duration::from_secs(2), "the new advert", said(3))?;
+        let answers = world.held(0, 1).into_iter().filter(|cargo| matches!(cargo, Cargo::Answer(_)));
+        ensure(answers.count() == 1, || "the request was not answered meanwhile".to_owned())?;
+        world.bring_held(0, 1, order, |_, _| Ok(()))?;
+        world.until(Duration::from_secs(5), "what is active again", |world| {
+            (1..4).all(|node| world.had(node, &[id]) == 1)
+        })?;
+        world.drop_one(0, id)?;
+        world.until(Duration::from_secs(5), "nothing named", |world| world.census(1).named == 0)?;
+    }
+    world.options.habits.again_percent = 70;
+    world.go_wild(40, 0)
+}
+
+/// The filter goes through every sequence of three verdicts during a transfer, pushed and fetched: what it ever wanted when it
+/// was asked comes, nothing else does, and the last word counts when somebody else tells of the artifact again.
+pub(super) fn verdict_orders(world: &mut World) -> Result<(), String> {
+    world.pass(millis(300))?;
+    for size in [STREAMED, LARGEST] {
+        for number in 0..SEQUENCES {
+            verdict_order(world, size, number)?;
+        }
+    }
+    world.make_peace()?;
+    world.finish()
+}
+
+fn verdict_order(world: &mut World, size: usize, number: usize) -> Result<(), String> {
+    // Its place in the sequences follows from its id.
+    let mut body = vec![0; size];
+    let (body, id) = loop {
+        world.rng.fill(&mut body);
+        let id = HashKind::Blake3.id(&body);
+        if usize::from(id.0[9]) % SEQUENCES == number {
+            break (Bytes::from(body), id);
+        }
+    };
+    let order = sequence(&id);
+    let wrong = |at: &str, state| format!("{order:?}, {size} bytes: {state:?} {at}");
+    change_filters(world, 0)?;
+    world.broadcast(0, 0, body.clone())?;
+    world.until(Duration::from_secs(5), "the first word of it", |world| world.state(1, &id).is_some())?;
+    let mut asked = state_after(None, order[0]);
+    ensure(world.state(1, &id) == Some(asked), || wrong("at first", world.state(1, &id)))?;
+    for (generation, verdict) in (1..).zip(&order[1..]) {
+        // Somewhere on its way, if it is.
+        let trip = world.options.links.latency.as_nanos() as u64;
+        let wait = Duration::from_nanos(world.rng.below(trip / 2));
+        world.pass(wait)?;
+        ensure(world.state(1, &id) == Some(asked), || wrong("before the change", world.state(1, &id)))?;
+        change_filters(world, generation)?;
+        if asked == ArtifactState::Later {
+            asked = state_after(Some(asked), *verdict);
+        }
+        ensure(world.state(1, &id) == Some(asked), || wrong("after the change", world.state(1, &id)))?;
+    }
+    world.pass(Duration::from_secs(4))?;
+    let had = usize::from(asked == ArtifactState::Wanted);
+    ensure(world.had(1, &[id]) == had, || wrong("before another tells of it", world.state(1, &id)))?;
+    if asked != ArtifactState::Wanted {
+        asked = state_after(Some(asked), order[2]);
+    }
+    world.broadcast(2, 0, body)?;
+    world.pass(Duration::from_secs(4))?;
+    let had = usize::from(asked == ArtifactState::Wanted);
+    ensure(world.had(1, &[id]) == had, || wrong("in the end", world.state(1, &id)))?;
+    let left = (had == 0).then_some(asked);
+    ensure(had == 1 || world.state(1, &id) == left, || wrong("in the end", world.state(1, &id)))?;
+    [0, 2].into_iter().try_for_each(|maker| world.drop_one(maker, id))?;
+    world.until(Duration::from_secs(5), "nothing named", |world| world.census(1).artifacts == 0)?;
+    Ok(())
+}
+
+/// What a verdict makes of an artifact that was not wanted before.
+fn state_after(before: Option<ArtifactState>, verdict: Verdict) -> ArtifactState {
+    match (verdict, before) {
+        (Verdict::Want, _) => ArtifactState::Wanted,
+        (Verdict::Later, _) => ArtifactState::Later,
+        (Verdict::Discard, _) => ArtifactState::Discarded,
+    }
+}
+
+fn change_filters(world: &mut World, generation: u64) -> Result<(), String> {
+    world.generation = generation;
+    (0..world.options.members).try_for_each(|node| {
+        world.with_member(node, |member, now, fx| member.change_filter(1, generation, now, fx))
+    })
+}
+
+/// Who names the artifact first answers in each bad way; then an honest one names it, too: its body comes, without delay where
+/// the bad answer is one, and after a silence where it is none.
+pub(super) fn first_advertiser(world: &mut World) -> Result<(), String> {
+    const PUPPET: usize = 3;
+    world.pass(millis(300))?;
+    let trip = 2 * (world.options.links.latency + world.options.links.jitter);
+    // The transfer, and the precedence of a faster peer.
+    let slack = millis(60);
+    // The longest silence, and as long again for what a peer may take in all.
+    let patience = Duration::from_secs(2) + millis(10);
+    let mut manners = [Manner::Wrong, Manner::NotFound, Manner::Silent, Manner::Trickled];
+    let turns = world.rng.below(4) as usize;
+    manners.rotate_left(turns);
+    for (number, manner) in manners.into_iter().enumerate() {
+        let body = Bytes::from(vec![number as u8; ADVERTED]);
+        let id = HashKind::Blake3.id(&body);
+        let puppet = world.puppet(PUPPET)?;
+        puppet.manner = Some(manner);
+        puppet.learn(topic_id(0), id, body.clone());
+        world.hold(0, 1);
+        world.broadcast(0, 0, body.clone())?;
+        world.until(Duration::from_secs(2), "the honest advert on its way", |world| {
+            world.held(0, 1).len() == 1
+        })?;
+        world.say(PUPPET, 1, &[update(0, 1 + 2 * number as u64, adverted(&body))])?;
+        let asked = |world: &World| world.asks(1, PUPPET) == 1;
+        world.until(Duration::from_secs(2), "a request to the first advertiser", asked)?;
+        world.bring_held(0, 1, [0], |_, _| Ok(()))?;
+        let longest = match manner {
+            Manner::Wrong | Manner::NotFound | Manner::Served => 2 * trip + slack,
+            Manner::Silent | Manner::Trickled => patience + trip + slack,
+        };
+        let what = format!("the body, though the first advertiser's answer is {manner:?}");
+        world.until(longest, &what, |world| world.had(1, &[id]) == 1)?;
+        world.drop_one(0, id)?;
+        world.say(PUPPET, 1, &[update(0, 2 + 2 * number as u64, crate::wire::Change::Clear)])?;
+        world.until(Duration::from_secs(5), "nothing named", |world| world.census(1).named == 0)?;
+        world.pass(millis(200))?;
+    }
+    let wrong = world.count(1, |c| c.bodies_unneeded);
+    ensure(wrong == 0, || format!("P6: {wrong} bodies came twice"))?;
+    world.make_peace()?;
+    world.finish()
+}
+
+/// A relay's advert makes a member ask for what its maker's push is about to bring, small and on a stream of its own: the push
+/// ends the fetch, and the body comes once.
+pub(super) fn push_during_fetch(world: &mut World) -> Result<(), String> {
+    world.pass(millis(300))?;
+    for round in 0..6 {
+        let (size, cargoes) = if round % 2 == 0 { (80, 1) } else { (STREAMED, 2) };
+        world.hold(0, 1);
+        let id = world.make_sized(0, size)?;
+        world.until(Duration::from_secs(5), "a fetch while the push is on its way", |world| {
+            world.census(1).requests > 0 && world.held(0, 1).len() == cargoes
+        })?;
+        let latency = world.options.links.latency.as_nanos() as u64;
+        let wait = Duration::from_nanos(world.rng.below(latency));
+        world.pass(wait)?;
+        ensure(world.had(1, &[id]) == 0, || "the fetch was over before the push came".to_owned())?;
+        world.bring_held(0, 1, 0..cargoes, |_, _| Ok(()))?;
+        ensure(world.had(1, &[id]) == 1, || "P1: the push brought nothing".to_owned())?;
+        let census = world.census(1);
+        let over = census.requests == 0 && census.fetches == 0;
+        ensure(over, || format!("P6: the fetch goes on though the body is here: {census:?}"))?;
+        world.pass(Duration::from_secs(2))?;
+        let (unneeded, dropped) = (world.counter(|c| c.bodies_unneeded), world.counter(|c| c.bodies_dropped));
+        ensure(unneeded + dropped == 0, || format!("P6: {unneeded} bodies came twice, {dropped} in vain"))?;
+    }
+    world.make_peace()?;
+    world.finish()
+}
+
+/// How the last advertiser leaves.
+#[derive(Debug, Clone, Copy)]
+enum Leaving {
+    Crashes,
+    Closes,
+    Aborts,
+}
+
+/// The only member that has some bodies leaves while they are being fetched, in every way: no request to it is left, and what
+/// it does not have any more is forgotten.
+pub(super) fn advertiser_leaves(world: &mut World) -> Result<(), String> {
+    world.pass(millis(300))?;
+    let mut ways = [Leaving::Crashes, Leaving::Closes, Leaving::Aborts];
+    let turns = world.rng.below(3) as usize;
+    ways.rotate_left(turns);
+    for way in ways {
+        let ids: Vec<ArtifactId> =
+            (0..5).map(|_| world.make_sized(0, ADVERTED)).collect::<Result<_, String>>()?;
+        let asks =
+            |world: &World| (1..4).all(|node| world.census(node).requests > 0 || world.had(node, &ids) > 0);
+        world.until(Duration::from_secs(2), "requests", asks)?;
+        let before: Vec<usize> = (1..4).map(|node| world.had(node, &ids)).collect();
+        ensure(before.iter().any(|had| *had < 5), || "all was there before".to_owned())?;
+        match way {
+            Leaving::Crashes => world.crash(0),
+            Leaving::Closes => (1..4).try_for_each(|peer| world.close(0, peer, CloseCode::Shutdown))?,
+            Leaving::Aborts => ids.iter().try_for_each(|id| world.drop_one(0, *id))?,
+        }
+        if matches!(way, Leaving::Crashes) {
+            let silent = |world: &World| (1..4).all(|node| world.connection(node, 0).is_none());
+            world.until(Duration::from_secs(2), "the crash noticed", silent)?;
+            let left = (1..4).map(|node| world.census(node).requests).sum::<usize>();
+            ensure(left == 0, || format!("P4: {left} requests to a member that is gone"))?;
+            ensure(matches!(world.actors[0], Actor::Off), || "it is back".to_owned())?;
+            world.start(0);
+        }
+        let over = |world: &World| {
+            (1..4).all(|node| {
+                let census = world.census(node);
+                let stays = matches!(way, Leaving::Closes);
+                census.requests + census.fetches == 0
+                    && world.had(node, &ids) >= if stays { 5 } else { 0 }
+                    && (stays || census.named == 0)
+            })
+        };
+        world.until(Duration::from_secs(10), "an end of it", over)?;
+        ids.iter().try_for_each(|id| world.drop_one(0, *id))?;
+        world.pass(Duration::from_secs(1))?;
+    }
+    world.make_peace()?;
+    world.finish()
+}
+
+/// Without faults and with room for all, no body crosses a link twice, or in vain.
+pub(super) fn thrift(world: &mut World) -> Result<(), String> {
+    world.run()?;
+    let (unneeded, dropped) = (world.counter(|c| c.bodies_unneeded), world.counter(|c| c.bodies_dropped));
+    ensure(unneeded + dropped == 0, || format!("P6: {unneeded} bodies came twice, {dropped} in vain"))
+}
+
+/// What an honest member names comes in time, however the hostile one answers.
+pub(super) fn liars(world: &mut World) -> Result<(), String> {
+    world.patience.watch(&world.options);
+    world.run()?;
+    let (bodies, longest) = world.patience.longest();
+    tracing::debug!(bodies, ?longest, "waited for what an honest member named");
+    ensure(bodies > 100, || format!("only {bodies} bodies were waited for"))
+}
