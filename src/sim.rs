@@ -8,11 +8,11 @@
 //! within the stated [`Options::bound`] every active artifact must be everywhere, hostile members or not; then hostile members
 //! fall silent and nothing may be left to do. **End**: everything is aborted and released, and nothing may be left at all.
 //!
-//! There are two levels. **Messages**: ideal links carry what the engine gives them as QUIC streams would, each whole, none ordered
-//! with another, until the connection is lost; faults are those of connections. **Quic**: each member has the real transport, real
-//! quinn-proto included, and what travels are datagrams, which get lost, repeated, damaged, overtaken, cut off when they are long,
-//! and wait where links are busy. Its handshake has no randomness, so both levels are exact: a seed gives the same digest of
-//! every event, or every datagram, every time. The same runs with real **TLS** differ in bytes and in nothing else.
+//! There are two levels. **Messages**: ideal links carry what the engine gives them as QUIC streams would, each whole, none
+//! ordered with another, until the connection is lost; faults are those of connections. **Quic**: each member has the real
+//! transport, real quinn-proto included, and what travels are datagrams, which get lost, repeated, damaged, overtaken, cut off
+//! when they are long, and wait where links are busy. Its handshake has no randomness, so both levels are exact: a seed gives
+//! the same digest of every event, or every datagram, every time. With real **TLS** the same runs differ in bytes, nothing else.
 
 mod carry;
 mod chaos;

@@ -4,6 +4,7 @@ mod bodies;
 mod comings;
 mod links;
 mod script;
+mod shares;
 mod tables;
 
 use std::fmt;
@@ -65,6 +66,12 @@ pub enum Scenario {
     EveryTopicFull,
     /// Nothing goes wrong and there is room for all: no body crosses a link twice, or in vain.
     Thrift,
+    /// What goes over the wire beside bodies, where nothing is lost.
+    WireCost,
+    /// An urgent artifact overtakes the bulk that waits for the same link.
+    Overtaking,
+    /// Three makers send to one receiver, whose link is too narrow for all, and none is left out.
+    SharedLink,
 }
 
 /// Bodies of this size are pushed, larger ones adverted.
@@ -72,7 +79,7 @@ const PUSHED: u64 = 100;
 
 impl Scenario {
     /// Every one.
-    pub const ALL: [Scenario; 24] = [
+    pub const ALL: [Scenario; 27] = [
         Scenario::LateJoiner,
         Scenario::FlappingLink,
         Scenario::ReceiverRestart,
@@ -97,6 +104,9 @@ impl Scenario {
         Scenario::ReconnectWithMany,
         Scenario::EveryTopicFull,
         Scenario::Thrift,
+        Scenario::WireCost,
+        Scenario::Overtaking,
+        Scenario::SharedLink,
     ];
 
     /// Its name on a command line.
@@ -126,18 +136,22 @@ impl Scenario {
             Scenario::ReconnectWithMany => "reconnect-with-many",
             Scenario::EveryTopicFull => "every-topic-full",
             Scenario::Thrift => "thrift",
+            Scenario::WireCost => "wire-cost",
+            Scenario::Overtaking => "overtaking",
+            Scenario::SharedLink => "shared-link",
         }
     }
 
-    /// Whether it plays over `level`: some hold single messages back and let them go in another order.
+    /// Whether it plays over `level`: some hold single messages back and let them go in another order, some measure datagrams.
     pub fn plays_over(self, level: Level) -> bool {
-        let holds = [
-            Scenario::StaleUpdates,
-            Scenario::FirstAdvertiser,
-            Scenario::PushDuringFetch,
-            Scenario::BroadcastAgain,
-        ];
-        level == Level::Messages || !holds.contains(&self)
+        match self {
+            Scenario::StaleUpdates
+            | Scenario::FirstAdvertiser
+            | Scenario::PushDuringFetch
+            | Scenario::BroadcastAgain => level == Level::Messages,
+            Scenario::WireCost | Scenario::Overtaking | Scenario::SharedLink => level != Level::Messages,
+            _ => true,
+        }
     }
 
     pub(super) fn options(self, seed: u64) -> Options {
@@ -169,6 +183,19 @@ impl Scenario {
             Scenario::ReconnectWithMany => topic.slots = 10_000,
             Scenario::StalledPeer => (topic.slots, topic.largest) = (200, 2_000),
             Scenario::Liars => topic.largest = 5_000,
+            Scenario::WireCost => {
+                (topic.largest, topic.push_threshold, topic.pending_bytes) = (60_000, 4_096, 64 << 20)
+            }
+            Scenario::SharedLink => {
+                (topic.slots, topic.largest, topic.class, topic.pending_bytes) =
+                    (400, 20_000, Class::Bulk, 64 << 20);
+            }
+            Scenario::Overtaking => {
+                (topic.slots, topic.largest, topic.class, topic.pending_bytes) =
+                    (400, 60_000, Class::Bulk, 64 << 20);
+                let urgent = TopicOptions { class: Class::Critical, largest: 1_000, ..topic.clone() };
+                topics.push(urgent);
+            }
             Scenario::FilterFlips => (topic.later_percent, topic.discard_percent) = (60, 20),
             // Bodies are pushed, on streams of their own when they are larger than a frame, and adverted when larger still.
             Scenario::VerdictOrders | Scenario::PushDuringFetch => {
@@ -195,6 +222,8 @@ impl Scenario {
             Scenario::FilterFlips => links.rate = 20_000,
             Scenario::PartitionHeals => links.window = 32_000,
             Scenario::ReconnectWithMany => (links.rate, links.window) = (100_000_000, 1 << 20),
+            Scenario::WireCost => links.rate = 10_000_000,
+            Scenario::Overtaking | Scenario::SharedLink => links.rate = 500_000,
             // Two runs differ by what is to be seen, not by luck.
             Scenario::StalledPeer => {
                 (links.jitter, links.lose_one_in, links.rate) = (Duration::ZERO, 0, 50_000);
@@ -217,6 +246,9 @@ impl Scenario {
                 options.habits.act_every = Duration::from_millis(2);
             }
             Scenario::PushDuringFetch | Scenario::MakerDies => options.habits.relay_percent = 100,
+            // What one has had stays counted, and nobody else sends it.
+            Scenario::SharedLink | Scenario::Overtaking => options.datagrams.buffer = 64_000,
+            Scenario::WireCost => options.datagrams.buffer = 64 << 20,
             _ => (),
         }
     }
@@ -247,6 +279,9 @@ impl Scenario {
             Scenario::FilterFlips => world.run(),
             Scenario::Liars => bodies::liars(world),
             Scenario::Thrift => bodies::thrift(world),
+            Scenario::WireCost => shares::wire_cost(world),
+            Scenario::Overtaking => shares::overtaking(world),
+            Scenario::SharedLink => shares::shared_link(world),
         }
     }
 }
