@@ -307,7 +307,7 @@ impl Engine {
         for topic in &mut self.topics {
             topic.slots.handle_disconnected(peer);
         }
-        self.fetch.handle_disconnected(peer, now, &mut self.fetch_effects);
+        self.fetch.handle_disconnected(peer, now);
         self.requests.retain(|_, (asked, ..)| *asked != peer);
         for (key, (topic, id)) in arriving {
             self.push_broken(peer, key, topic, id, now);
@@ -363,8 +363,12 @@ impl Engine {
     /// When to call [`Engine::handle_timeout`], and what for.
     pub fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
         let healing = self.next_healing().map(|at| (at, "standing heals"));
-        let yielding =
-            self.topics.iter().filter_map(Topic::next_yield).min().map(|at| (at, "a stuck fetch yields"));
+        let yielding = self
+            .topics
+            .iter()
+            .filter_map(Topic::next_yield)
+            .min()
+            .map(|at| (at, "a late body yields its room"));
         self.fetch.poll_timeout().into_iter().chain(healing).chain(yielding).min()
     }
 
@@ -413,25 +417,17 @@ impl Engine {
     }
 
     fn drain_fetch_effects(&mut self, now: Instant, fx: &mut Effects) {
-        while !self.fetch_effects.is_empty() {
-            for effect in std::mem::take(&mut self.fetch_effects) {
-                match effect {
-                    FetchEffect::Cancel { peer, key } => {
-                        self.requests.remove(&key);
-                        fx.push(Effect::Reset { peer, key });
-                    }
-                    FetchEffect::Fault { peer, .. } => {
-                        self.counters.bodies_wrong += 1;
-                        self.blame(peer, Fault::WrongBytes, now);
-                    }
-                    FetchEffect::Silent { peer } => self.blame(peer, Fault::Silence, now),
-                    FetchEffect::Stuck { topic, id } => {
-                        let Some(index) = self.index_of(topic) else { continue };
-                        if let Some(topic) = self.topics.get_mut(index) {
-                            topic.stick(&id, now);
-                        }
-                    }
+        for effect in std::mem::take(&mut self.fetch_effects) {
+            match effect {
+                FetchEffect::Cancel { peer, key } => {
+                    self.requests.remove(&key);
+                    fx.push(Effect::Reset { peer, key });
                 }
+                FetchEffect::Fault { peer, .. } => {
+                    self.counters.bodies_wrong += 1;
+                    self.blame(peer, Fault::WrongBytes, now);
+                }
+                FetchEffect::Silent { peer } => self.blame(peer, Fault::Silence, now),
             }
         }
     }

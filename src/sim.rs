@@ -18,6 +18,7 @@ mod carry;
 mod chaos;
 mod effort;
 mod flow;
+mod hanging;
 mod hardship;
 mod hostile;
 mod lane;

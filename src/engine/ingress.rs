@@ -50,15 +50,7 @@ impl Engine {
                 self.push_broken(peer, key, head.topic, head.id, now);
             }
             Incoming::Request { key, request } => self.request(peer, key, request),
-            Incoming::Progress { key } => {
-                self.fetch.handle_progress(peer, key, now);
-                if let Some((_, topic, id)) = self.requests.get(&key).copied()
-                    && let Some(index) = self.index_of(topic)
-                    && let Some(topic) = self.topics.get_mut(index)
-                {
-                    topic.unstick(&id);
-                }
-            }
+            Incoming::Progress { key } => self.fetch.handle_progress(peer, key, now),
             Incoming::Reply { key, reply } => self.reply(peer, key, reply, now),
             Incoming::Sent { key, .. } => {
                 let id = self.links.get_mut(peer.index()).and_then(|link| link.carrying.remove(&key));
@@ -209,10 +201,14 @@ impl Engine {
             (Some(Stage::Fetching), Coming::OnRequest) => {
                 self.fetch.handle_advertiser(topic.id(), id, told.peer, told.size)
             }
-            (Some(Stage::Arriving { .. }), Coming::OnRequest) => {
+            (Some(Stage::Arriving { .. }), body @ (Coming::OnRequest | Coming::On(_))) => {
                 // The pusher may be slow on purpose: another source is due soon.
                 topic.advance(&id, Stage::Fetching);
                 self.want(index, &id, Some(now + self.config.relay_grace), now);
+                if let Coming::On(key) = body {
+                    self.take_arriving(told.peer, key);
+                    fx.push(Effect::Reset { peer: told.peer, key });
+                }
             }
             (Some(Stage::Fetching | Stage::Arriving { .. } | Stage::Starved), Coming::Here(body)) => {
                 self.arrived(index, told.peer, body, now, fx);
@@ -256,6 +252,7 @@ impl Engine {
             topic.admission.forget(&id);
         }
         topic.enter(id, entry(stage));
+        topic.promise(&id, now);
         match (stage, body) {
             (Stage::Starved, Coming::Here(body)) => self.arrived(index, peer, body, now, fx),
             (Stage::Starved, Coming::OnRequest) => self.feed(index, now),
@@ -275,15 +272,14 @@ impl Engine {
             let fed = self.next_fed(index);
             let Some(topic) = self.topics.get_mut(index) else { return };
             let Some(id) = fed else {
-                let Some(stuck) = topic.pop_stuck(now) else { return };
-                // A peer that serves one body after another is slow, not silent.
-                match self.fetch.is_served(topic.id(), &stuck, now) {
-                    true => topic.stick(&stuck, now),
-                    false => topic.yield_room(&stuck),
+                let Some(late) = topic.yield_one(now) else { return };
+                if let Stage::Arriving { peer, .. } = late {
+                    self.blame(peer, Fault::Silence, now);
                 }
                 continue;
             };
             topic.advance(&id, Stage::Fetching);
+            topic.promise(&id, now);
             // A relay's advert may overtake the maker's push.
             let pushed = topic.entry(&id).is_some_and(|entry| {
                 entry.relayed
@@ -296,7 +292,6 @@ impl Engine {
 
     fn want(&mut self, index: usize, id: &ArtifactId, not_before: Option<Instant>, now: Instant) {
         let Some(topic) = self.topics.get_mut(index) else { return };
-        topic.expect(id, now);
         self.fetch.handle_wanted(topic.id(), *id, topic.config().class, not_before, now);
         for (peer, size) in topic.view.claims(id) {
             self.fetch.handle_advertiser(topic.id(), *id, peer, size);
@@ -321,10 +316,10 @@ impl Engine {
     fn store(&mut self, index: usize, peer: PeerIndex, body: Verified, now: Instant) {
         let id = body.id();
         let Some(topic) = self.topics.get_mut(index) else { return };
-        // What was set aside for it is free for it.
+        let size = body.bytes().len() as u32;
+        topic.settle(&id, size);
         topic.advance(&id, Stage::Starved);
         let attribute = topic.entry(&id).map_or(Attribute::EMPTY, |entry| entry.attribute);
-        let size = body.bytes().len() as u32;
         let fits = topic.has_room(size);
         if fits && topic.pool.insert_received(id, body.into_bytes(), attribute, peer).is_ok() {
             topic.advance(&id, Stage::Ready);

@@ -5,6 +5,7 @@ use crate::proto::Fault;
 use crate::types::{ArtifactId, Instant, PeerIndex};
 
 use super::Engine;
+use super::topic::Topic;
 
 impl Engine {
     /// A peer did wrong.
@@ -37,9 +38,17 @@ impl Engine {
     }
 
     /// The next starved artifact to fetch: of the first that have room, one that a peer in good standing names, if there is any.
-    pub(super) fn next_fed(&self, index: usize) -> Option<ArtifactId> {
-        let topic = self.topics.get(index)?;
-        let good = |id: &ArtifactId| topic.view.advertisers(id).any(|peer| !self.poor.contains_key(&peer));
-        topic.fitting().find(good).or_else(|| topic.fitting().next())
+    /// Those that only others name step back meanwhile, lest a member that names much and serves little hold up the rest.
+    pub(super) fn next_fed(&mut self, index: usize) -> Option<ArtifactId> {
+        let topic = self.topics.get_mut(index)?;
+        let good = |topic: &Topic, id: &ArtifactId| {
+            topic.view.advertisers(id).any(|peer| !self.poor.contains_key(&peer))
+        };
+        let (good, poor): (Vec<_>, Vec<_>) = topic.first_starved().partition(|id| good(topic, id));
+        let fed = good.iter().chain(&poor).find(|id| topic.fits(id)).copied();
+        if good.is_empty() {
+            topic.step_back(poor.iter().filter(|id| Some(**id) != fed));
+        }
+        fed
     }
 }

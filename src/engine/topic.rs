@@ -53,10 +53,10 @@ pub(super) struct Entry {
     pub(super) attribute: Attribute,
     /// Its place among the starved.
     pub(super) ticket: u64,
-    /// Since when nobody serves it: when it yields its room.
+    /// Until when room is set aside for it, should others starve; `None` when none is.
     pub(super) yields_at: Option<Instant>,
-    /// It has: nothing is set aside for it.
-    pub(super) yielded: bool,
+    /// How often its body came too late: it gets twice the time after each.
+    pub(super) late: u32,
     /// Whether every advert so far was a relay's.
     pub(super) relayed: bool,
 }
@@ -64,20 +64,22 @@ pub(super) struct Entry {
 impl Entry {
     /// Of an artifact of which somebody has told.
     pub(super) fn new(stage: Stage, size: u32, attribute: Attribute, relayed: bool) -> Entry {
-        Entry { stage, size, proven: false, attribute, ticket: 0, yields_at: None, yielded: false, relayed }
+        Entry { stage, size, proven: false, attribute, ticket: 0, yields_at: None, late: 0, relayed }
     }
 
     /// The same at another stage, with nothing of the one before.
     pub(super) fn at(self, stage: Stage) -> Entry {
-        Entry { stage, ticket: 0, yields_at: None, yielded: false, ..self }
+        Entry { stage, ticket: 0, yields_at: None, ..self }
     }
 
-    /// Bytes set aside for its body, which is on its way.
+    /// Whether its body is on its way.
+    fn is_coming(&self) -> bool {
+        matches!(self.stage, Stage::Fetching | Stage::Arriving { .. })
+    }
+
+    /// Bytes set aside for its body.
     fn reserved(&self) -> u64 {
-        match self.stage {
-            Stage::Fetching | Stage::Arriving { .. } if !self.yielded => u64::from(self.size),
-            _ => 0,
-        }
+        self.yields_at.map_or(0, |_| u64::from(self.size))
     }
 }
 
@@ -100,9 +102,9 @@ pub(super) struct Topic {
     /// Wanted artifacts without room, by ticket; taken up again, the first first, when bodies go.
     starved: BTreeMap<u64, ArtifactId>,
     tickets: u64,
-    /// Artifacts being fetched that nobody serves, by when they yield their room to the starved.
-    stuck: BTreeSet<(Instant, ArtifactId)>,
-    /// Bytes set aside for bodies that are on their way.
+    /// Artifacts for whose bodies room is set aside, by when they yield it to the starved.
+    promised: BTreeSet<(Instant, ArtifactId)>,
+    /// Bytes of that room.
     reserved: u64,
     /// Artifacts that have left the ledger.
     forgotten: u64,
@@ -116,8 +118,10 @@ pub(super) struct Topic {
 impl Topic {
     /// Starved artifacts among which is chosen.
     const CHOICE: usize = 64;
-    /// How long a body that nobody serves keeps its room from others. A peer that still sends other bodies gets as long again.
+    /// How long a body may take while others starve for its room; whatever its sender sends meanwhile, for it may be a liar.
     const PATIENCE: Duration = Duration::from_secs(1);
+    /// One that was late so often gets no more time the next time.
+    const LATE: u32 = 6;
 
     pub(super) fn new(config: TopicConfig, peers: usize, rng: &mut Rng) -> Topic {
         let slot_limits = SlotLimits {
@@ -137,7 +141,7 @@ impl Topic {
             ledger: IdMap::with_hasher(KeyedState::new(rng)),
             starved: BTreeMap::new(),
             tickets: 0,
-            stuck: BTreeSet::new(),
+            promised: BTreeSet::new(),
             reserved: 0,
             forgotten: 0,
             relay_bytes: 0,
@@ -165,24 +169,18 @@ impl Topic {
     /// Enters an artifact, or replaces what is known of it.
     pub(super) fn enter(&mut self, id: ArtifactId, entry: Entry) {
         self.leave(&id);
-        self.reserved += entry.reserved();
         self.ledger.insert(id, entry);
         self.entered(id, entry.stage);
     }
 
-    /// Moves an artifact to another stage.
+    /// Moves an artifact to another stage. What is set aside for its body stays so as long as that is on its way.
     pub(super) fn advance(&mut self, id: &ArtifactId, stage: Stage) {
         let Some(entry) = self.ledger.get_mut(id) else { return };
-        let before = entry.reserved();
-        let old = mem::replace(&mut entry.stage, stage);
-        entry.yielded = false;
-        let yields_at = entry.yields_at.take();
-        self.reserved = self.reserved - before + entry.reserved();
-        if old == Stage::Starved {
+        if mem::replace(&mut entry.stage, stage) == Stage::Starved {
             self.starved.remove(&entry.ticket);
         }
-        if let Some(at) = yields_at {
-            self.stuck.remove(&(at, *id));
+        if !entry.is_coming() {
+            self.yield_room(id);
         }
         self.entered(*id, stage);
     }
@@ -203,14 +201,11 @@ impl Topic {
 
     /// Takes an artifact out; what was known of it.
     pub(super) fn leave(&mut self, id: &ArtifactId) -> Option<Entry> {
+        self.yield_room(id);
         let entry = self.ledger.remove(id)?;
         self.forgotten += 1;
-        self.reserved -= entry.reserved();
         if entry.stage == Stage::Starved {
             self.starved.remove(&entry.ticket);
-        }
-        if let Some(at) = entry.yields_at {
-            self.stuck.remove(&(at, *id));
         }
         Some(entry)
     }
@@ -232,6 +227,7 @@ impl Topic {
         if let Some(entry) = self.ledger.get_mut(id) {
             debug_assert_eq!(entry.stage, Stage::Starved);
             (entry.size, entry.proven) = (size, true);
+            entry.late = (entry.late + 1).min(Self::LATE);
         }
     }
 
@@ -295,61 +291,73 @@ impl Topic {
         }
     }
 
-    /// Starved artifacts whose bodies have room now, the first first, among the first few.
-    pub(super) fn fitting(&self) -> impl Iterator<Item = ArtifactId> {
-        let fits = |id: &&ArtifactId| self.ledger.get(*id).is_some_and(|entry| self.has_room(entry.size));
-        self.starved.values().take(Self::CHOICE).filter(fits).copied()
+    /// The starved artifacts that waited the longest.
+    pub(super) fn first_starved(&self) -> impl Iterator<Item = ArtifactId> {
+        self.starved.values().take(Self::CHOICE).copied()
     }
 
-    /// Nobody serves an artifact that is being fetched, as of `now`.
-    pub(super) fn stick(&mut self, id: &ArtifactId, now: Instant) {
-        self.yield_at(id, now + Self::PATIENCE);
+    /// Whether the body of an artifact has room now.
+    pub(super) fn fits(&self, id: &ArtifactId) -> bool {
+        self.ledger.get(id).is_some_and(|entry| self.has_room(entry.size))
     }
 
-    /// Nobody serves it yet; perhaps nobody can be asked.
-    pub(super) fn expect(&mut self, id: &ArtifactId, now: Instant) {
-        self.yield_at(id, now + 2 * Self::PATIENCE);
-    }
-
-    fn yield_at(&mut self, id: &ArtifactId, at: Instant) {
-        if let Some(entry) = self.ledger.get_mut(id)
-            && entry.stage == Stage::Fetching
-            && !entry.yielded
-            && entry.yields_at.is_none_or(|before| before > at)
-        {
-            if let Some(before) = entry.yields_at.replace(at) {
-                self.stuck.remove(&(before, *id));
-            }
-            self.stuck.insert((at, *id));
+    /// Artifacts that starve are the last in turn from now on, if there are more than is chosen among.
+    pub(super) fn step_back<'a>(&mut self, ids: impl Iterator<Item = &'a ArtifactId>) {
+        if self.starved.len() <= Self::CHOICE {
+            return;
+        }
+        for id in ids {
+            let Some(entry) = self.ledger.get(id) else { continue };
+            self.starved.remove(&entry.ticket);
+            self.entered(*id, Stage::Starved);
         }
     }
 
-    /// Somebody serves it.
-    pub(super) fn unstick(&mut self, id: &ArtifactId) {
-        if let Some(at) = self.ledger.get_mut(id).and_then(|entry| entry.yields_at.take()) {
-            self.stuck.remove(&(at, *id));
+    /// Sets room aside for a body that is on its way, for as long as nobody starves or it may take.
+    pub(super) fn promise(&mut self, id: &ArtifactId, now: Instant) {
+        let Some(entry) = self.ledger.get_mut(id).filter(|entry| entry.is_coming()) else { return };
+        let at = now + Self::PATIENCE * (1 << entry.late);
+        debug_assert!(entry.yields_at.is_none());
+        entry.yields_at = Some(at);
+        self.promised.insert((at, *id));
+        self.reserved += entry.reserved();
+    }
+
+    /// What is set aside for a body is free again.
+    fn yield_room(&mut self, id: &ArtifactId) {
+        let Some(entry) = self.ledger.get_mut(id) else { return };
+        self.reserved -= entry.reserved();
+        if let Some(at) = entry.yields_at.take() {
+            self.promised.remove(&(at, *id));
         }
     }
 
-    /// When something that is stuck yields to something that starves.
+    /// When something that is set aside is due to what starves.
     pub(super) fn next_yield(&self) -> Option<Instant> {
-        let (at, _) = self.stuck.first().filter(|_| !self.starved.is_empty())?;
+        let (at, _) = self.promised.first().filter(|_| !self.starved.is_empty())?;
         Some(*at)
     }
 
-    /// An artifact that nobody has served for long enough, while others starve.
-    pub(super) fn pop_stuck(&mut self, now: Instant) -> Option<ArtifactId> {
+    /// One body that was waited for for long enough, while others starve, loses its room. How it is on its way.
+    pub(super) fn yield_one(&mut self, now: Instant) -> Option<Stage> {
         self.next_yield().filter(|at| *at <= now)?;
-        let (_, id) = self.stuck.pop_first()?;
-        self.ledger.get_mut(&id)?.yields_at = None;
-        Some(id)
+        let (_, id) = self.promised.first().copied()?;
+        self.yield_room(&id);
+        self.stage(&id)
     }
 
-    /// Frees what is set aside for a body.
-    pub(super) fn yield_room(&mut self, id: &ArtifactId) {
-        if let Some(entry) = self.ledger.get_mut(id) {
-            self.reserved -= entry.reserved();
-            entry.yielded = true;
+    /// Frees what is set aside for a body of `size` bytes, which is here. If it had lost its room it takes that of bodies which
+    /// are not here yet: so what is slow comes in, too, and is not fetched in vain.
+    pub(super) fn settle(&mut self, id: &ArtifactId, size: u32) {
+        let late = self.ledger.get(id).is_some_and(|entry| entry.is_coming() && entry.yields_at.is_none());
+        self.yield_room(id);
+        let held = self.pool.bytes(proto::Stage::Unvalidated) + u64::from(size);
+        if !late || held > self.config.pending_bytes {
+            return;
+        }
+        while !self.has_room(size) {
+            let Some((_, other)) = self.promised.first().copied() else { return };
+            self.yield_room(&other);
         }
     }
 

@@ -104,14 +104,6 @@ pub enum FetchEffect {
         /// Who.
         peer: PeerIndex,
     },
-    /// Nobody serves this one now: whoever was asked is silent, or could not. It goes on, but what was set aside
-    /// for it may be put to better use.
-    Stuck {
-        /// The topic.
-        topic: TopicId,
-        /// The artifact.
-        id: ArtifactId,
-    },
 }
 
 /// The fetches of one lane, over all topics.
@@ -260,7 +252,7 @@ impl Fetch {
     }
 
     /// `peer` cannot be asked: requests in flight to it are lost, and go on elsewhere.
-    pub fn handle_disconnected(&mut self, peer: PeerIndex, now: Instant, fx: &mut Vec<FetchEffect>) {
+    pub fn handle_disconnected(&mut self, peer: PeerIndex, now: Instant) {
         self.tick(now);
         let Some(state) = self.peers.get_mut(peer.index()) else { return };
         state.connected = false;
@@ -271,7 +263,6 @@ impl Fetch {
         let lost: Vec<_> = state.flights.iter().map(|(key, slot)| (*key, *slot)).collect();
         for (key, slot) in lost {
             self.end_flight(slot, key, State::Fresh);
-            self.report_stuck(slot, fx);
             self.settle(slot);
         }
     }
@@ -288,17 +279,24 @@ impl Fetch {
         self.tick(now);
         let Some(state) = self.peers.get_mut(peer.index()) else { return };
         let Some(&slot) = state.flights.get(&key) else { return };
-        state.heard_at = Some(now);
         let task = &mut self.tasks[slot];
-        let class = task.class;
-        let Some(flight) = task.flight_mut(key) else { return };
-        if std::mem::take(&mut flight.blamed) {
-            self.lane[class].add(flight.size);
-        }
-        if flight.heard_at.replace(now).is_none() {
+        let Some(at) = task.flights.iter().position(|flight| flight.key == key) else { return };
+        let ends_at = task.ends_at(&task.flights[at], &self.limits);
+        let flight = &mut task.flights[at];
+        let first = flight.heard_at.replace(now).is_none();
+        if first {
             state.latency.observe(now.saturating_since(flight.asked_at));
-            // From here on patience follows what was just measured; later progress only moves the deadline
-            // on, which the timer finds out when it fires.
+        }
+        // It is waited for again, unless it has lasted too long in all.
+        let resumed = flight.blamed && now < ends_at;
+        if resumed {
+            flight.blamed = false;
+            self.lane[task.class].add(flight.size);
+            task.open = None;
+        }
+        // Patience follows what was just measured; later progress only moves the deadline on, which the timer
+        // finds out when it fires.
+        if first || resumed {
             self.settle(slot);
         }
     }
@@ -327,7 +325,6 @@ impl Fetch {
         state.latency.judge(outcome);
         match outcome {
             Outcome::Found => {
-                state.heard_at = Some(now);
                 state.busy[class].relax();
                 self.end_flight(slot, key, State::Fresh);
                 self.end_task(slot, fx);
@@ -345,7 +342,6 @@ impl Fetch {
                 self.end_flight(slot, key, State::Fresh);
             }
         }
-        self.report_stuck(slot, fx);
         self.settle(slot);
         Some((topic, id))
     }
@@ -397,18 +393,6 @@ impl Fetch {
     /// Whether `id` is being fetched, or waits to be.
     pub fn is_wanted(&self, topic: TopicId, id: &ArtifactId) -> bool {
         self.by_id.contains_key(&(topic, *id))
-    }
-
-    /// Whether `id` has been asked of a peer that sends bodies, or waits for its turn there: if not this one, then others
-    /// before it.
-    pub fn is_served(&self, topic: TopicId, id: &ArtifactId, now: Instant) -> bool {
-        let Some(task) = self.by_id.get(&(topic, *id)).and_then(|slot| self.tasks.get(*slot)) else {
-            return false;
-        };
-        let recent = |at: Instant| now.saturating_since(at) < self.limits.hedge_max;
-        let sends = |peer: PeerIndex| self.peers.get(peer.index())?.heard_at.filter(|at| recent(*at));
-        let asks = |one: &&Advertiser| matches!(one.state, State::Fresh | State::Asked);
-        task.advertisers.iter().filter(asks).any(|one| sends(one.peer).is_some())
     }
 
     /// Fetches.
@@ -551,14 +535,6 @@ impl Fetch {
         }
     }
 
-    /// Tells when nobody serves a task any more.
-    fn report_stuck(&self, slot: usize, fx: &mut Vec<FetchEffect>) {
-        let task = &self.tasks[slot];
-        if task.flights.iter().all(|flight| flight.blamed) {
-            fx.push(FetchEffect::Stuck { topic: task.topic, id: task.id });
-        }
-    }
-
     fn end_task(&mut self, slot: usize, fx: &mut Vec<FetchEffect>) {
         while let Some(&Flight { peer, key, .. }) = self.tasks[slot].flights.first() {
             self.end_flight(slot, key, State::Fresh);
@@ -646,7 +622,6 @@ impl Fetch {
             if task.flights.len() < task::MAX_FLIGHTS {
                 task.open = Some(self.now);
             }
-            self.report_stuck(slot, fx);
         }
         self.settle(slot);
     }

@@ -83,7 +83,7 @@ impl World {
         }
     }
 
-    fn ship(&mut self, from: usize, to: usize, connection: u64, bytes: u64, cargo: Cargo) {
+    pub(super) fn ship(&mut self, from: usize, to: usize, connection: u64, bytes: u64, cargo: Cargo) {
         let at = self.net.arrival(from, to, bytes, self.now);
         let acknowledged = self.net.word(at);
         self.at(at, Happening::Arrive { from, to, connection, cargo });
@@ -194,6 +194,9 @@ impl World {
                 self.word(from, to, connection, cargo.clone())
             }
             (Cargo::PushEnd(_), What::Push { head, body, .. }) => {
+                if let Actor::Hostile(hostile) = &mut self.actors[to] {
+                    hostile.learn(head.topic, head.id, body.clone());
+                }
                 let (head, body) = (*head, Verified::hash(HashKind::Blake3, body.clone()));
                 flow.other.done = true;
                 self.word(to, from, connection, Cargo::Sent(id, true));

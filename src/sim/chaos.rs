@@ -250,6 +250,11 @@ impl World {
             wire.say(node, peer, hostile.lie());
             return self.turn(node);
         }
+        let hang = self.options.lies.hang_percent;
+        if hang > 0 && self.rng.below(100) < hang {
+            self.hang(node, peer);
+            return Ok(());
+        }
         let open = self.flows.requests(node, peer);
         let (Some(connection), Actor::Hostile(hostile)) = (self.net.side(node, peer), &mut self.actors[node])
         else {

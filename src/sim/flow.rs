@@ -116,6 +116,17 @@ impl Flows {
         over.into_iter().for_each(|id| drop(self.end(id)));
     }
 
+    /// Pushes of `from` to `to` that go on.
+    pub(super) fn pushes(&self, from: usize, to: usize) -> usize {
+        let pushes = |flow: &&Flow| {
+            flow.opener.node == from
+                && flow.other.node == to
+                && !flow.other.done
+                && matches!(flow.what, What::Push { .. })
+        };
+        self.flows.values().filter(pushes).count()
+    }
+
     /// Requests of `from` to `to` that have no answer.
     pub(super) fn requests(&self, from: usize, to: usize) -> usize {
         let asks = |flow: &&Flow| {

@@ -134,6 +134,10 @@ impl Hostile {
         if let Some(manner) = self.manner {
             return self.scripted(manner, request);
         }
+        let hang = options.lies.hang_percent;
+        if hang > 0 && self.rng.below(100) < hang {
+            return Answer::Trickle(self.noise());
+        }
         let draw = self.rng.below(100);
         let body = self.heard.get(&(request.topic, request.id)).cloned().flatten();
         match () {
@@ -220,6 +224,18 @@ impl Hostile {
             PushHead { topic, slot, version, id, size: body.len() as u32, attribute: Attribute::EMPTY };
         self.keys += 1;
         Outgoing::Push { class: Class::High, key: StreamKey(self.keys), head: head.encode(), body }
+    }
+
+    /// The begin of a push, and what would come if it ended: of something true or made up, and of any size.
+    pub(super) fn begin_push(&mut self) -> (StreamKey, PushHead, Bytes) {
+        let topic = topic_id(self.rng.below(self.topics as u64) as usize);
+        let id = self.id(topic);
+        let known = self.heard.get(&(topic, id)).cloned().flatten().filter(|_| self.rng.one_in(2));
+        let body = known.unwrap_or_else(|| self.noise());
+        let (slot, version, size) = (self.slot(), self.version(), body.len() as u32);
+        self.keys += 1;
+        let head = PushHead { topic, slot, version, id, size, attribute: Attribute::EMPTY };
+        (StreamKey(self.keys), head, body)
     }
 
     fn ask(&mut self, topic: TopicId) -> Outgoing {

@@ -214,6 +214,8 @@ pub struct Lies {
     pub silent_percent: u64,
     /// Of a hundred requests, how many it answers with other bytes.
     pub wrong_percent: u64,
+    /// Of a hundred lies and answers, how many begin and do not end, or late; not over QUIC.
+    pub hang_percent: u64,
 }
 
 impl Options {
@@ -266,6 +268,7 @@ impl Options {
                 every: millis(5 + rng.below(100)),
                 silent_percent: rng.below(60),
                 wrong_percent: rng.below(40),
+                hang_percent: 0,
             },
             budget: Budget::default(),
         };
@@ -273,6 +276,7 @@ impl Options {
         options.habits.again_percent = if rng.one_in(3) { 10 + rng.below(60) } else { 0 };
         options.links.still_windows = rng.one_in(2);
         options.harden();
+        options.hang();
         options
     }
 

@@ -238,7 +238,8 @@ impl Scenario {
             Scenario::Liars => {
                 let silent_percent = rng.below(100);
                 let wrong_percent = rng.below(100 - silent_percent);
-                options.lies = Lies { every: Duration::from_millis(10), silent_percent, wrong_percent };
+                let every = Duration::from_millis(10);
+                options.lies = Lies { every, silent_percent, wrong_percent, hang_percent: 0 };
                 busy(options, 10, 20);
             }
             Scenario::AbortStorm => {

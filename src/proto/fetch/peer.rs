@@ -18,8 +18,6 @@ pub(super) struct Peer {
     /// Requests in flight to it, and the slots of their tasks.
     pub(super) flights: BTreeMap<StreamKey, usize>,
     pub(super) latency: Latency,
-    /// When bytes of any body came from it last.
-    pub(super) heard_at: Option<Instant>,
 }
 
 /// Fetches that wait for a peer, first come first served.

@@ -184,9 +184,13 @@ impl Task {
         }
         let latency = peers.get(flight.peer.index()).and_then(|peer| peer.latency.estimate());
         let silence = latency.unwrap_or(limits.hedge_max / 4).max(limits.hedge_min).min(limits.hedge_max);
+        (flight.heard_at.unwrap_or(flight.asked_at) + silence).min(self.ends_at(flight, limits))
+    }
+
+    /// When a request has lasted too long in all.
+    pub(super) fn ends_at(&self, flight: &Flight, limits: &FetchLimits) -> Instant {
         let whole = limits.hedge_max + Duration::from_nanos(u64::from(flight.size) * 1_000_000_000 / SLOWEST);
-        let whole = whole * (1 << self.requests.saturating_sub(1).min(6));
-        (flight.heard_at.unwrap_or(flight.asked_at) + silence).min(flight.asked_at + whole)
+        flight.asked_at + whole * (1 << self.requests.saturating_sub(1).min(6))
     }
 
     /// When something is to be done though nothing arrives, and what.

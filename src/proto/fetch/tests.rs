@@ -297,7 +297,7 @@ fn requests_of_a_lost_connection_go_on_elsewhere_and_come_back_with_it() {
     world.want(2, Class::High, SIZE, &[A], at(0));
     assert_eq!(world.next_byte(A, at(0)), Some(1));
     assert_eq!(world.next_byte(A, at(0)), Some(2));
-    world.fetch.handle_disconnected(A, at(1), &mut world.fx);
+    world.fetch.handle_disconnected(A, at(1));
     world.check();
     assert!(!world.fetch.has_requests(A));
     assert!(world.next(A, at(1)).is_none());
@@ -521,7 +521,7 @@ fn every_wanted_artifact_is_fetched_from_an_honest_peer_among_hostile_ones() {
             let peer = PeerIndex(rng.below(3) as u16);
             match rng.below(60) {
                 0 if step < 2000 => {
-                    world.fetch.handle_disconnected(peer, now, &mut world.fx);
+                    world.fetch.handle_disconnected(peer, now);
                     flying.retain(|(to, _)| *to != peer);
                 }
                 1 if step < 2000 => {
