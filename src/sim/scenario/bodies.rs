@@ -161,8 +161,8 @@ pub(super) fn first_advertiser(world: &mut World) -> Result<(), String> {
         world.until(Duration::from_secs(5), "nothing named", |world| world.census(1).named == 0)?;
         world.pass(millis(200))?;
     }
-    let wrong = world.count(1, |c| c.bodies_unneeded);
-    ensure(wrong == 0, || format!("P6: {wrong} bodies came twice"))?;
+    let unneeded = world.count(1, |c| c.bodies_unneeded);
+    ensure(unneeded == 0, || format!("P6: {unneeded} bodies came twice"))?;
     world.make_peace()?;
     world.finish()
 }
