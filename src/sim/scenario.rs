@@ -197,7 +197,10 @@ impl Scenario {
                 busy(options, 50, 30);
                 options.habits.act_every = Duration::from_millis(2);
             }
-            Scenario::PushDuringFetch | Scenario::MakerDies => options.habits.relay_percent = 100,
+            // A member that lost its memory must be told again what it had named.
+            Scenario::ReceiverRestart | Scenario::PushDuringFetch | Scenario::MakerDies => {
+                options.habits.relay_percent = 100;
+            }
             _ => (),
         }
     }
