@@ -17,6 +17,7 @@ mod ingress;
 mod peer;
 mod standing;
 mod topic;
+mod turns;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;

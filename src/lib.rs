@@ -56,15 +56,15 @@
 //! | P6 | each body crosses each link at most once, none twice | [`engine`]: one stage per artifact; [`proto::Fetch`] |
 //! | P7 | critical overtakes bulk at every hop | [`sync`], [`engine`], [`quic`]: bulk is held back |
 //!
-//! | | watched by [`sim`], in every run |
-//! |---|---|
-//! | P1 | after the faults, within a stated bound, every active artifact is wherever it is wanted |
-//! | P2 | the bytes of every delivery |
-//! | P3 | at rest nobody believes that another has what it has not |
-//! | P4 | a census while it runs; at the end nothing is left |
-//! | P5 | the scenario of a stalled peer |
-//! | P6 | no artifact is handed over twice |
-//! | P7 | not yet; each hop has its own tests |
+//! | | watched by [`sim`] in every run | and in directed scenarios |
+//! |---|---|---|
+//! | P1 | after the faults, within a stated bound, every active artifact is wherever it is wanted | most of them |
+//! | P2 | the bytes of every delivery | liars |
+//! | P3 | at rest nobody believes that another has what it has not; no version goes back | stale updates in every order |
+//! | P4 | a census while it runs; at the end nothing is left | tables full, storms of aborts, stalled consumers |
+//! | P5 | nothing that was aborted is sent; work and wakes against input | a stalled peer delays no other |
+//! | P6 | no artifact is handed over twice | thrift, and what the wire costs |
+//! | P7 | honest members write the more urgent first | overtaking: an urgent artifact past seconds of bulk |
 #![deny(unsafe_code)]
 
 pub mod types;

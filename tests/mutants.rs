@@ -1,4 +1,5 @@
-//! The simulator is itself tested: deliberate faults, each of which it must find within [`SEEDS`] seeds.
+//! The simulator is itself tested: deliberate faults, each of which it must find within [`SEEDS`] mixed seeds, or within
+//! [`DIRECTED_SEEDS`] of the scenario that the fault names.
 //!
 //! The faults are data (`tests/mutants/mutants.toml`); no production code knows of them. That they still fit the sources is an
 //! ordinary test. That the simulator finds each takes minutes:

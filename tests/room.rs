@@ -3,13 +3,14 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use corecast::config::{Granted, Limits, Settings, TopicConfig};
-use corecast::engine::{Effects, Engine, EngineConfig};
+use corecast::engine::{Effects, Engine, EngineConfig, Event};
 use corecast::types::{
-    ArtifactId, Attribute, Class, ConnectionNumber, Instant, NodeId, PeerIndex, RegistryVersion, Slot,
-    TopicId, Version,
+    ArtifactId, Attribute, Class, ConnectionNumber, HashKind, Instant, NodeId, PeerIndex, RegistryVersion,
+    Slot, StreamKey, TopicId, Verified, Version,
 };
-use corecast::wire::{Change, Frame, Hello, Incoming, Open, Outgoing, Update};
+use corecast::wire::{Change, Frame, Hello, Incoming, Open, Outgoing, PushHead, Update};
 
 const TOPIC: TopicId = TopicId(1);
 const SIZE: u32 = 1000;
@@ -48,12 +49,25 @@ impl Lane {
     }
 
     fn name(&mut self, peer: PeerIndex, number: u32) -> ArtifactId {
+        self.name_sized(peer, number, SIZE)
+    }
+
+    fn name_sized(&mut self, peer: PeerIndex, number: u32, size: u32) -> ArtifactId {
         let mut id = ArtifactId([peer.0 as u8; 32]);
         id.0[..4].copy_from_slice(&number.to_le_bytes());
-        let change = Change::Advert { id, size: SIZE, relayed: false, attribute: Attribute::EMPTY };
+        let change = Change::Advert { id, size, relayed: false, attribute: Attribute::EMPTY };
         let (slot, version) = (Slot(number), Version(u64::from(number) + 1));
         self.hear(peer, Frame::Update(Update { topic: TOPIC, slot, version, change }));
         id
+    }
+
+    /// A member begins to push a body.
+    fn push(&mut self, peer: PeerIndex, number: u32, id: ArtifactId, size: u32) -> (StreamKey, PushHead) {
+        let (slot, version) = (Slot(number), Version(u64::from(number) + 1));
+        let head = PushHead { topic: TOPIC, slot, version, id, size, attribute: Attribute::EMPTY };
+        let key = StreamKey(number.into());
+        self.engine.handle_link(peer, Incoming::PushStarted { key, head }, self.now, &mut Effects::new());
+        (key, head)
     }
 
     /// What is asked of `peer` within a time in which nobody answers.
@@ -90,4 +104,52 @@ fn what_nobody_can_be_asked_for_does_not_keep_its_room_for_ever() {
     assert_eq!(lane.asked(SILENT, Duration::from_secs(10)).len(), 64);
     let wanted = lane.name(HONEST, 0);
     assert_eq!(lane.asked(HONEST, Duration::from_secs(10)), [wanted]);
+}
+
+#[test]
+fn pushes_that_do_not_end_do_not_keep_their_room_for_ever() {
+    let mut lane = Lane::new();
+    for number in 0..64 {
+        lane.push(SILENT, number, ArtifactId([number as u8; 32]), SIZE);
+    }
+    let wanted = lane.name(HONEST, 0);
+    assert_eq!(lane.asked(HONEST, Duration::from_millis(900)), []);
+    assert_eq!(lane.asked(HONEST, Duration::from_secs(1)), [wanted]);
+}
+
+#[test]
+fn who_names_a_thousand_large_ones_does_not_hold_up_who_names_one() {
+    let mut lane = Lane::new();
+    for number in 0..1000 {
+        lane.name_sized(SILENT, number, 64 * SIZE);
+    }
+    // It is known to be silent by then.
+    lane.asked(SILENT, Duration::from_secs(5));
+    let wanted = lane.name(HONEST, 0);
+    assert_eq!(lane.asked(HONEST, Duration::from_secs(20)), [wanted]);
+}
+
+#[test]
+fn a_body_that_lost_its_room_takes_it_back_when_it_comes() {
+    let mut lane = Lane::new();
+    let body = Verified::hash(HashKind::Blake3, Bytes::from(vec![7; 64 * SIZE as usize]));
+    let (key, head) = lane.push(HONEST, 0, body.id(), 64 * SIZE);
+    // Others wait for so long that they get the room.
+    for number in 1..65 {
+        lane.name(SILENT, number);
+    }
+    assert_eq!(lane.asked(SILENT, Duration::from_secs(3)).len(), 64);
+    lane.engine.handle_link(HONEST, Incoming::Pushed { key, head, body }, lane.now, &mut Effects::new());
+    assert!(matches!(lane.engine.poll_event(TOPIC), Some(Event::Delivered { .. })));
+}
+
+#[test]
+fn what_needs_the_whole_room_is_not_overtaken_for_ever() {
+    let mut lane = Lane::new();
+    for number in 0..900 {
+        lane.name(SILENT, number);
+    }
+    lane.asked(SILENT, Duration::from_millis(100));
+    let wanted = lane.name_sized(HONEST, 0, 64 * SIZE);
+    assert_eq!(lane.asked(HONEST, Duration::from_secs(4)), [wanted]);
 }

@@ -193,7 +193,7 @@ impl Engine {
     fn advertised(&mut self, index: usize, told: Told, now: Instant, fx: &mut Effects) {
         let Some(topic) = self.topics.get_mut(index) else { return };
         let id = told.id;
-        topic.hear(&id, told.size, told.relayed);
+        topic.hear(&id, told.peer, told.size, told.relayed);
         match (topic.stage(&id), told.body) {
             (None | Some(Stage::Later | Stage::Discarded), body) => {
                 self.admit(index, Told { body, ..told }, now, fx);
@@ -255,10 +255,16 @@ impl Engine {
         topic.promise(&id, now);
         match (stage, body) {
             (Stage::Starved, Coming::Here(body)) => self.arrived(index, peer, body, now, fx),
-            (Stage::Starved, Coming::OnRequest) => self.feed(index, now),
+            (Stage::Starved, Coming::OnRequest) => {
+                topic.starve(&id);
+                self.feed(index, now);
+            }
             (Stage::Arriving { .. }, _) => (),
             (_, Coming::Here(_)) => self.counters.bodies_unneeded += 1,
             (_, Coming::On(key)) => {
+                if stage == Stage::Starved {
+                    topic.starve(&id);
+                }
                 self.take_arriving(peer, key);
                 fx.push(Effect::Reset { peer, key });
             }
@@ -269,7 +275,7 @@ impl Engine {
     /// Starts to fetch starved artifacts, as many as have room.
     pub(super) fn feed(&mut self, index: usize, now: Instant) {
         loop {
-            let fed = self.next_fed(index);
+            let fed = self.next_fed(index, now);
             let Some(topic) = self.topics.get_mut(index) else { return };
             let Some(id) = fed else {
                 let Some(late) = topic.yield_one(now) else { return };
@@ -318,13 +324,13 @@ impl Engine {
         let Some(topic) = self.topics.get_mut(index) else { return };
         let size = body.bytes().len() as u32;
         topic.settle(&id, size);
-        topic.advance(&id, Stage::Starved);
         let attribute = topic.entry(&id).map_or(Attribute::EMPTY, |entry| entry.attribute);
         let fits = topic.has_room(size);
         if fits && topic.pool.insert_received(id, body.into_bytes(), attribute, peer).is_ok() {
             topic.advance(&id, Stage::Ready);
         } else {
             topic.prove(&id, size);
+            topic.starve(&id);
             self.counters.bodies_dropped += 1;
         }
         self.feed(index, now);
@@ -570,7 +576,7 @@ impl Engine {
             match verdict {
                 Verdict::Want if topic.stage(&advert.id) == Some(Stage::Later) => {
                     topic.admission.forget(&advert.id);
-                    topic.advance(&advert.id, Stage::Starved);
+                    topic.starve(&advert.id);
                 }
                 Verdict::Discard if !topic.admission.remembers(&advert.id) => {
                     topic.advance(&advert.id, Stage::Discarded);

@@ -5,7 +5,6 @@ use crate::proto::Fault;
 use crate::types::{ArtifactId, Instant, PeerIndex};
 
 use super::Engine;
-use super::topic::Topic;
 
 impl Engine {
     /// A peer did wrong.
@@ -37,18 +36,18 @@ impl Engine {
         self.poor.values().min().copied()
     }
 
-    /// The next starved artifact to fetch: of the first that have room, one that a peer in good standing names, if there is any.
-    /// Those that only others name step back meanwhile, lest a member that names much and serves little hold up the rest.
-    pub(super) fn next_fed(&mut self, index: usize) -> Option<ArtifactId> {
+    /// The next starved artifact to fetch: of the first in turn, one that a peer in good standing names, if there is any. What is
+    /// smaller may overtake for a while.
+    pub(super) fn next_fed(&mut self, index: usize, now: Instant) -> Option<ArtifactId> {
         let topic = self.topics.get_mut(index)?;
-        let good = |topic: &Topic, id: &ArtifactId| {
-            topic.view.advertisers(id).any(|peer| !self.poor.contains_key(&peer))
-        };
-        let (good, poor): (Vec<_>, Vec<_>) = topic.first_starved().partition(|id| good(topic, id));
-        let fed = good.iter().chain(&poor).find(|id| topic.fits(id)).copied();
-        if good.is_empty() {
-            topic.step_back(poor.iter().filter(|id| Some(**id) != fed));
+        let good = |id: &ArtifactId| topic.view.advertisers(id).any(|peer| !self.poor.contains_key(&peer));
+        let (mut ids, poor): (Vec<_>, Vec<_>) = topic.first_starved().partition(good);
+        ids.extend(poor);
+        let first = *ids.first()?;
+        if topic.fits(&first) {
+            return Some(first);
         }
-        fed
+        let fed = ids.into_iter().find(|id| topic.fits(id));
+        fed.filter(|_| topic.may_overtake(first, now))
     }
 }

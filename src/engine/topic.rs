@@ -1,6 +1,6 @@
 //! One topic in one lane: its tables, and where each of its artifacts stands.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::mem;
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use crate::types::{
     ArtifactId, Attribute, IdMap, Instant, KeyedState, NodeId, PeerIndex, Rng, StreamKey, TopicId,
 };
 
+use super::turns::{Turn, Turns};
 use super::{Artifact, Event};
 
 /// Where an artifact stands, from the first advert until nobody names it any more.
@@ -51,8 +52,8 @@ pub(super) struct Entry {
     /// Whether its body was seen.
     pub(super) proven: bool,
     pub(super) attribute: Attribute,
-    /// Its place among the starved.
-    pub(super) ticket: u64,
+    /// Its turn, when it starves.
+    pub(super) turn: Option<Turn>,
     /// Until when room is set aside for it, should others starve; `None` when none is.
     pub(super) yields_at: Option<Instant>,
     /// How often its body came too late: it gets twice the time after each.
@@ -64,12 +65,12 @@ pub(super) struct Entry {
 impl Entry {
     /// Of an artifact of which somebody has told.
     pub(super) fn new(stage: Stage, size: u32, attribute: Attribute, relayed: bool) -> Entry {
-        Entry { stage, size, proven: false, attribute, ticket: 0, yields_at: None, late: 0, relayed }
+        Entry { stage, size, proven: false, attribute, turn: None, yields_at: None, late: 0, relayed }
     }
 
     /// The same at another stage, with nothing of the one before.
     pub(super) fn at(self, stage: Stage) -> Entry {
-        Entry { stage, ticket: 0, yields_at: None, ..self }
+        Entry { stage, turn: None, yields_at: None, ..self }
     }
 
     /// Whether its body is on its way.
@@ -99,9 +100,8 @@ pub(super) struct Topic {
     pub(super) pool: Pool,
     pub(super) admission: Admission,
     ledger: IdMap<Entry>,
-    /// Wanted artifacts without room, by ticket; taken up again, the first first, when bodies go.
-    starved: BTreeMap<u64, ArtifactId>,
-    tickets: u64,
+    /// Wanted artifacts without room; taken up again when bodies go.
+    starved: Turns,
     /// Artifacts for whose bodies room is set aside, by when they yield it to the starved.
     promised: BTreeSet<(Instant, ArtifactId)>,
     /// Bytes of that room.
@@ -121,7 +121,7 @@ impl Topic {
     /// How long a body may take while others starve for its room; whatever its sender sends meanwhile, for it may be a liar.
     const PATIENCE: Duration = Duration::from_secs(1);
     /// One that was late so often gets no more time the next time.
-    const LATE: u32 = 6;
+    const LATE: u32 = 4;
 
     pub(super) fn new(config: TopicConfig, peers: usize, rng: &mut Rng) -> Topic {
         let slot_limits = SlotLimits {
@@ -139,8 +139,7 @@ impl Topic {
             pool: Pool::new(pool_limits, rng),
             admission: Admission::new(config.filter.clone()),
             ledger: IdMap::with_hasher(KeyedState::new(rng)),
-            starved: BTreeMap::new(),
-            tickets: 0,
+            starved: Turns::new(peers),
             promised: BTreeSet::new(),
             reserved: 0,
             forgotten: 0,
@@ -176,8 +175,12 @@ impl Topic {
     /// Moves an artifact to another stage. What is set aside for its body stays so as long as that is on its way.
     pub(super) fn advance(&mut self, id: &ArtifactId, stage: Stage) {
         let Some(entry) = self.ledger.get_mut(id) else { return };
-        if mem::replace(&mut entry.stage, stage) == Stage::Starved {
-            self.starved.remove(&entry.ticket);
+        entry.stage = stage;
+        if let Some(turn) = entry.turn.take() {
+            match stage {
+                Stage::Fetching => self.starved.serve(turn),
+                _ => self.starved.remove(turn),
+            }
         }
         if !entry.is_coming() {
             self.yield_room(id);
@@ -186,17 +189,19 @@ impl Topic {
     }
 
     fn entered(&mut self, id: ArtifactId, stage: Stage) {
-        match stage {
-            Stage::Starved => {
-                self.tickets += 1;
-                self.starved.insert(self.tickets, id);
-                if let Some(entry) = self.ledger.get_mut(&id) {
-                    entry.ticket = self.tickets;
-                }
-            }
-            Stage::Ready => self.tell(Telling::Delivered(id)),
-            _ => (),
+        if stage == Stage::Ready {
+            self.tell(Telling::Delivered(id));
         }
+    }
+
+    /// Lets a wanted artifact wait for room; if it does so already it keeps its turn.
+    pub(super) fn starve(&mut self, id: &ArtifactId) {
+        if self.entry(id).is_none_or(|entry| entry.turn.is_some()) {
+            return;
+        }
+        self.advance(id, Stage::Starved);
+        let Some(entry) = self.ledger.get_mut(id) else { return };
+        entry.turn = Some(self.starved.insert(*id, entry.size, self.view.advertisers(id)));
     }
 
     /// Takes an artifact out; what was known of it.
@@ -204,28 +209,30 @@ impl Topic {
         self.yield_room(id);
         let entry = self.ledger.remove(id)?;
         self.forgotten += 1;
-        if entry.stage == Stage::Starved {
-            self.starved.remove(&entry.ticket);
+        if let Some(turn) = entry.turn {
+            self.starved.remove(turn);
         }
         Some(entry)
     }
 
     /// Another advertiser's word on an artifact. Of two sizes the smaller is set aside, lest a liar use up the topic's bytes; a
     /// body that turns out larger finds room when it comes, or is fetched again when its true size has room.
-    pub(super) fn hear(&mut self, id: &ArtifactId, size: u32, relayed: bool) {
+    pub(super) fn hear(&mut self, id: &ArtifactId, peer: PeerIndex, size: u32, relayed: bool) {
         let Some(entry) = self.ledger.get_mut(id) else { return };
         let before = entry.reserved();
         if !entry.proven {
             entry.size = entry.size.min(size);
         }
         entry.relayed &= relayed;
+        if let Some(turn) = &mut entry.turn {
+            *turn = self.starved.hasten(*turn, entry.size, peer);
+        }
         self.reserved = self.reserved - before + entry.reserved();
     }
 
     /// The body was here and had no room: from now on its true size is waited for, lest it be fetched again in vain.
     pub(super) fn prove(&mut self, id: &ArtifactId, size: u32) {
         if let Some(entry) = self.ledger.get_mut(id) {
-            debug_assert_eq!(entry.stage, Stage::Starved);
             (entry.size, entry.proven) = (size, true);
             entry.late = (entry.late + 1).min(Self::LATE);
         }
@@ -291,26 +298,19 @@ impl Topic {
         }
     }
 
-    /// The starved artifacts that waited the longest.
+    /// The starved artifacts that are the first in turn.
     pub(super) fn first_starved(&self) -> impl Iterator<Item = ArtifactId> {
-        self.starved.values().take(Self::CHOICE).copied()
+        self.starved.iter().take(Self::CHOICE)
+    }
+
+    /// Whether others may get room before one that is first in turn and does not fit.
+    pub(super) fn may_overtake(&mut self, first: ArtifactId, now: Instant) -> bool {
+        self.starved.may_overtake(first, now)
     }
 
     /// Whether the body of an artifact has room now.
     pub(super) fn fits(&self, id: &ArtifactId) -> bool {
         self.ledger.get(id).is_some_and(|entry| self.has_room(entry.size))
-    }
-
-    /// Artifacts that starve are the last in turn from now on, if there are more than is chosen among.
-    pub(super) fn step_back<'a>(&mut self, ids: impl Iterator<Item = &'a ArtifactId>) {
-        if self.starved.len() <= Self::CHOICE {
-            return;
-        }
-        for id in ids {
-            let Some(entry) = self.ledger.get(id) else { continue };
-            self.starved.remove(&entry.ticket);
-            self.entered(*id, Stage::Starved);
-        }
     }
 
     /// Sets room aside for a body that is on its way, for as long as nobody starves or it may take.

@@ -2,12 +2,15 @@
 
 use std::time::Duration;
 
-use super::flow::What;
+use bytes::Bytes;
+
+use super::flow::{FlowId, What};
 use super::member::limits;
 use super::net::{Cargo, REQUEST_BYTES};
 use super::options::Options;
 use super::world::{Actor, Happening, World};
-use crate::types::Rng;
+use crate::types::{Rng, StreamKey};
+use crate::wire::PushHead;
 
 impl Options {
     /// Draws how much is of this kind.
@@ -33,14 +36,34 @@ impl World {
         if self.flows.pushes(node, peer) >= most {
             return;
         }
-        let (key, head, body) = hostile.begin_push();
-        let flow = self.flows.open(connection, node, peer, key, What::Push { head, body, started: false });
-        self.ship(node, peer, connection, REQUEST_BYTES, Cargo::PushHead(flow));
+        let push = hostile.begin_push();
+        let flow = self.begin(node, peer, connection, push);
         if self.rng.one_in(3) {
             let wait = Duration::from_nanos(self.rng.below(Self::LONGEST.as_nanos() as u64));
             let cargo = Cargo::PushEnd(flow);
             self.after(wait, Happening::Arrive { from: node, to: peer, connection, cargo });
         }
+    }
+
+    fn begin(
+        &mut self,
+        node: usize,
+        peer: usize,
+        connection: u64,
+        push: (StreamKey, PushHead, Bytes),
+    ) -> FlowId {
+        let (key, head, body) = push;
+        let flow = self.flows.open(connection, node, peer, key, What::Push { head, body, started: false });
+        self.ship(node, peer, connection, REQUEST_BYTES, Cargo::PushHead(flow));
+        flow
+    }
+
+    /// A hostile member begins to push this, and does not end.
+    pub(super) fn begin_push(&mut self, node: usize, peer: usize, head: PushHead) -> Result<(), String> {
+        let connection = self.net.side(node, peer).ok_or("not connected")?;
+        let key = StreamKey(1 << 32 | head.version.0);
+        self.begin(node, peer, connection, (key, head, Bytes::new()));
+        Ok(())
     }
 }
 

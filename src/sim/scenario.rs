@@ -66,6 +66,8 @@ pub enum Scenario {
     EveryTopicFull,
     /// Nothing goes wrong and there is room for all: no body crosses a link twice, or in vain.
     Thrift,
+    /// A hostile member begins to push what an honest one pushes, and things that do not exist, and does not end.
+    HangingPush,
     /// What goes over the wire beside bodies, where nothing is lost.
     WireCost,
     /// An urgent artifact overtakes the bulk that waits for the same link.
@@ -79,7 +81,7 @@ const PUSHED: u64 = 100;
 
 impl Scenario {
     /// Every one.
-    pub const ALL: [Scenario; 27] = [
+    pub const ALL: [Scenario; 28] = [
         Scenario::LateJoiner,
         Scenario::FlappingLink,
         Scenario::ReceiverRestart,
@@ -104,6 +106,7 @@ impl Scenario {
         Scenario::ReconnectWithMany,
         Scenario::EveryTopicFull,
         Scenario::Thrift,
+        Scenario::HangingPush,
         Scenario::WireCost,
         Scenario::Overtaking,
         Scenario::SharedLink,
@@ -136,6 +139,7 @@ impl Scenario {
             Scenario::ReconnectWithMany => "reconnect-with-many",
             Scenario::EveryTopicFull => "every-topic-full",
             Scenario::Thrift => "thrift",
+            Scenario::HangingPush => "hanging-push",
             Scenario::WireCost => "wire-cost",
             Scenario::Overtaking => "overtaking",
             Scenario::SharedLink => "shared-link",
@@ -148,7 +152,8 @@ impl Scenario {
             Scenario::StaleUpdates
             | Scenario::FirstAdvertiser
             | Scenario::PushDuringFetch
-            | Scenario::BroadcastAgain => level == Level::Messages,
+            | Scenario::BroadcastAgain
+            | Scenario::HangingPush => level == Level::Messages,
             Scenario::WireCost | Scenario::Overtaking | Scenario::SharedLink => level != Level::Messages,
             _ => true,
         }
@@ -161,7 +166,10 @@ impl Scenario {
         let mut options = quiet(seed);
         let rng = &mut Rng::new(seed ^ 0x7363_656e);
         (options.members, options.hostile) = match self {
-            Scenario::SlotLimit | Scenario::VersionLimit | Scenario::FirstAdvertiser => (4, 1),
+            Scenario::SlotLimit
+            | Scenario::VersionLimit
+            | Scenario::FirstAdvertiser
+            | Scenario::HangingPush => (4, 1),
             Scenario::SharedIds | Scenario::Liars => (5, 1),
             Scenario::VerdictOrders => (3, 0),
             Scenario::ReconnectWithMany => (2, 0),
@@ -198,7 +206,7 @@ impl Scenario {
             }
             Scenario::FilterFlips => (topic.later_percent, topic.discard_percent) = (60, 20),
             // Bodies are pushed, on streams of their own when they are larger than a frame, and adverted when larger still.
-            Scenario::VerdictOrders | Scenario::PushDuringFetch => {
+            Scenario::VerdictOrders | Scenario::PushDuringFetch | Scenario::HangingPush => {
                 (topic.largest, topic.push_threshold) = (80_000, 75_000);
                 topic.sequences = self == Scenario::VerdictOrders;
             }
@@ -215,7 +223,9 @@ impl Scenario {
         match self {
             Scenario::StaleUpdates => links.jitter = 20 * links.latency,
             Scenario::SharedIds | Scenario::BroadcastAgain => links.jitter = 3 * links.latency,
-            Scenario::FirstAdvertiser | Scenario::PushDuringFetch => links.lose_one_in = 0,
+            Scenario::FirstAdvertiser | Scenario::PushDuringFetch | Scenario::HangingPush => {
+                links.lose_one_in = 0;
+            }
             Scenario::VerdictOrders => {
                 (links.lose_one_in, links.rate, links.window) = (0, 400_000, 200_000);
             }
@@ -246,7 +256,10 @@ impl Scenario {
                 busy(options, 50, 30);
                 options.habits.act_every = Duration::from_millis(2);
             }
-            Scenario::PushDuringFetch | Scenario::MakerDies => options.habits.relay_percent = 100,
+            // A member that lost its memory must be told again what it had named.
+            Scenario::ReceiverRestart | Scenario::PushDuringFetch | Scenario::MakerDies => {
+                options.habits.relay_percent = 100;
+            }
             // What one has had stays counted, and nobody else sends it.
             Scenario::SharedLink | Scenario::Overtaking => options.datagrams.buffer = 64_000,
             Scenario::WireCost => options.datagrams.buffer = 64 << 20,
@@ -280,6 +293,7 @@ impl Scenario {
             Scenario::FilterFlips => world.run(),
             Scenario::Liars => bodies::liars(world),
             Scenario::Thrift => bodies::thrift(world),
+            Scenario::HangingPush => bodies::hanging_push(world),
             Scenario::WireCost => shares::wire_cost(world),
             Scenario::Overtaking => shares::overtaking(world),
             Scenario::SharedLink => shares::shared_link(world),

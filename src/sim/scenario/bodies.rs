@@ -11,8 +11,8 @@ use crate::sim::hostile::Manner;
 use crate::sim::member::{SEQUENCES, sequence, topic_id};
 use crate::sim::net::Cargo;
 use crate::sim::world::{Actor, World};
-use crate::types::{ArtifactId, HashKind};
-use crate::wire::CloseCode;
+use crate::types::{ArtifactId, Attribute, HashKind, Slot, Version};
+use crate::wire::{CloseCode, PushHead};
 
 /// Bytes of a body that is adverted.
 const ADVERTED: usize = 400;
@@ -162,8 +162,8 @@ pub(super) fn first_advertiser(world: &mut World) -> Result<(), String> {
         world.until(Duration::from_secs(5), "nothing named", |world| world.census(1).named == 0)?;
         world.pass(millis(200))?;
     }
-    let wrong = world.count(1, |c| c.bodies_unneeded);
-    ensure(wrong == 0, || format!("P6: {wrong} bodies came twice"))?;
+    let unneeded = world.count(1, |c| c.bodies_unneeded);
+    ensure(unneeded == 0, || format!("P6: {unneeded} bodies came twice"))?;
     world.make_peace()?;
     world.finish()
 }
@@ -194,6 +194,56 @@ pub(super) fn push_during_fetch(world: &mut World) -> Result<(), String> {
     }
     world.make_peace()?;
     world.finish()
+}
+
+/// Pushes that begin and do not end, of what an honest member pushes and of what does not exist, enough to fill the room: what
+/// the honest member pushes comes, and so do those after it.
+pub(super) fn hanging_push(world: &mut World) -> Result<(), String> {
+    const PUPPET: usize = 3;
+    world.pass(millis(300))?;
+    let most = world.options.topics[0].pending_bytes / STREAMED as u64;
+    for round in 0..5 {
+        world.hold(0, 1);
+        let id = world.make_sized(0, STREAMED)?;
+        world.until(Duration::from_secs(5), "the push on its way", |world| world.held(0, 1).len() == 2)?;
+        world.begin_push(PUPPET, 1, head(0, round, id))?;
+        world.until(Duration::from_secs(1), "the hostile push", |world| world.state(1, &id).is_some())?;
+        world.bring_held(0, 1, 0..2, |_, _| Ok(()))?;
+        world.until(Duration::from_secs(2), "what an honest member pushed, too", |world| {
+            world.had(1, &[id]) == 1
+        })?;
+        for number in 0..most as u32 {
+            let mut made_up = [0; 32];
+            world.rng.fill(&mut made_up);
+            world.begin_push(PUPPET, 1, head(1 + number, round, ArtifactId(made_up)))?;
+        }
+        world.pass(millis(100))?;
+        let ids =
+            [(); 3].map(|()| world.make_sized(0, STREAMED)).into_iter().collect::<Result<Vec<_>, _>>()?;
+        world.until(Duration::from_secs(8), "bodies, past those that do not come", |world| {
+            world.had(1, &ids) == 3
+        })?;
+        ids.iter().chain([&id]).try_for_each(|id| world.drop_one(0, *id))?;
+        world.close(1, PUPPET, CloseCode::Shutdown)?;
+        world.until(Duration::from_secs(5), "the hostile one again", |world| {
+            world.connection(PUPPET, 1).is_some()
+        })?;
+        world.pass(millis(500))?;
+    }
+    world.make_peace()?;
+    world.finish()
+}
+
+fn head(slot: u32, round: u64, id: ArtifactId) -> PushHead {
+    let version = Version(100 * round + u64::from(slot) + 1);
+    PushHead {
+        topic: topic_id(0),
+        slot: Slot(slot),
+        version,
+        id,
+        size: STREAMED as u32,
+        attribute: Attribute::EMPTY,
+    }
 }
 
 /// How the last advertiser leaves.

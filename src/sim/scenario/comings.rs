@@ -24,16 +24,22 @@ pub(super) fn late_joiner(world: &mut World) -> Result<(), String> {
     world.finish()
 }
 
+/// The maker alone can tell it again, though it heard before that the restarted one has everything.
 pub(super) fn receiver_restart(world: &mut World) -> Result<(), String> {
+    world.pass(millis(200))?;
+    for peer in [1, 3] {
+        world.separate(2, peer);
+    }
     let ids = world.make_many(0, 30)?;
-    let wait = millis(world.rng.below(400));
+    let wait = millis(world.rng.below(600));
     world.pass(wait)?;
     world.crash(2);
     let wait = millis(world.rng.below(1_000));
     world.pass(wait)?;
     world.start(2);
+    let bound = world.options.bound();
+    world.until(bound, "everything, at the restarted one", |world| world.had(2, &ids) == ids.len())?;
     world.make_peace()?;
-    ensure(world.had(2, &ids) == ids.len(), || "the restarted one lacks something".to_owned())?;
     world.finish()
 }
 
@@ -101,7 +107,9 @@ pub(super) fn shared_ids(world: &mut World) -> Result<(), String> {
                 world.until(Duration::from_secs(5), "the maker's clear", |world| {
                     !world.view(3, 0).contains(&id)
                 })?;
-                world.say(PUPPET, 3, &[update(slots[0], 2, Change::Clear)])?;
+                // To say the same again is no third slot.
+                world.say(PUPPET, 3, &[update(slots[0], 2, adverted(&body))])?;
+                world.say(PUPPET, 3, &[update(slots[0], 3, Change::Clear)])?;
                 ensure(held(world) == Some(Known::Held), || {
                     "P1: it is still named, in another slot".to_owned()
                 })?;

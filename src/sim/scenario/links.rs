@@ -31,7 +31,7 @@ pub(super) fn partition_heals(world: &mut World) -> Result<(), String> {
     world.pass(millis(200))?;
     let mut before = Vec::new();
     for node in 0..4 {
-        before.push((node, world.make_many(node, 100)?));
+        before.push((node, world.make_many(node, 150)?));
     }
     let some = world.rng.below(1_000);
     world.pass(millis(some))?;
@@ -40,11 +40,12 @@ pub(super) fn partition_heals(world: &mut World) -> Result<(), String> {
     }
     let (mut kept, mut gone) = (Vec::new(), Vec::new());
     for (node, ids) in before {
-        let (aborted, left) = ids.split_at(50);
+        let (aborted, left) = ids.split_at(75);
         aborted.iter().try_for_each(|id| world.drop_one(node, *id))?;
         gone.extend(aborted.iter().map(|id| (node, *id)));
         kept.extend_from_slice(left);
-        kept.extend(world.make_many(node, 150)?);
+        // Some of the slots stay free: nothing but the table as a whole says so.
+        kept.extend(world.make_many(node, 50)?);
     }
     world.pass(millis(3_000))?;
     world.make_peace()?;
