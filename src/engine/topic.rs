@@ -200,8 +200,15 @@ impl Topic {
             return;
         }
         self.advance(id, Stage::Starved);
+        self.take_turn(id);
+    }
+
+    /// Gives what starves a turn, unless there can never be room for it.
+    fn take_turn(&mut self, id: &ArtifactId) {
         let Some(entry) = self.ledger.get_mut(id) else { return };
-        entry.turn = Some(self.starved.insert(*id, entry.size, self.view.advertisers(id)));
+        if u64::from(entry.size) <= self.config.pending_bytes {
+            entry.turn = Some(self.starved.insert(*id, entry.size, self.view.advertisers(id)));
+        }
     }
 
     /// Takes an artifact out; what was known of it.
@@ -224,10 +231,12 @@ impl Topic {
             entry.size = entry.size.min(size);
         }
         entry.relayed &= relayed;
-        if let Some(turn) = &mut entry.turn {
-            *turn = self.starved.hasten(*turn, entry.size, peer);
-        }
         self.reserved = self.reserved - before + entry.reserved();
+        match &mut entry.turn {
+            Some(turn) => *turn = self.starved.hasten(*turn, entry.size, peer),
+            None if entry.stage == Stage::Starved => self.take_turn(id),
+            None => (),
+        }
     }
 
     /// The body was here and had no room: from now on its true size is waited for, lest it be fetched again in vain.

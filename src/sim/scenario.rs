@@ -209,6 +209,9 @@ impl Scenario {
             Scenario::VerdictOrders | Scenario::PushDuringFetch | Scenario::HangingPush => {
                 (topic.largest, topic.push_threshold) = (80_000, 75_000);
                 topic.sequences = self == Scenario::VerdictOrders;
+                if self == Scenario::HangingPush {
+                    topic.pending_bytes = 160_000;
+                }
             }
             Scenario::EveryTopicFull => {
                 let topic = topic.clone();

@@ -12,7 +12,7 @@ use crate::sim::member::{SEQUENCES, sequence, topic_id};
 use crate::sim::net::Cargo;
 use crate::sim::world::{Actor, World};
 use crate::types::{ArtifactId, Attribute, HashKind, Slot, Version};
-use crate::wire::{CloseCode, PushHead};
+use crate::wire::{Change, CloseCode, Frame, PushHead, Update};
 
 /// Bytes of a body that is adverted.
 const ADVERTED: usize = 400;
@@ -196,12 +196,12 @@ pub(super) fn push_during_fetch(world: &mut World) -> Result<(), String> {
     world.finish()
 }
 
-/// Pushes that begin and do not end, of what an honest member pushes and of what does not exist, enough to fill the room: what
-/// the honest member pushes comes, and so do those after it.
+/// Pushes that begin and do not end, of what an honest member pushes and of what does not exist, enough to fill the room; and
+/// more claims than fit in ten times that: what the honest member pushes comes, and so do those after it.
 pub(super) fn hanging_push(world: &mut World) -> Result<(), String> {
     const PUPPET: usize = 3;
     world.pass(millis(300))?;
-    let most = world.options.topics[0].pending_bytes / STREAMED as u64;
+    let room = (world.options.topics[0].pending_bytes / STREAMED as u64) as u32;
     for round in 0..5 {
         world.hold(0, 1);
         let id = world.make_sized(0, STREAMED)?;
@@ -212,15 +212,25 @@ pub(super) fn hanging_push(world: &mut World) -> Result<(), String> {
         world.until(Duration::from_secs(2), "what an honest member pushed, too", |world| {
             world.had(1, &[id]) == 1
         })?;
-        for number in 0..most as u32 {
+        let mut named = Vec::new();
+        for slot in 1..40 {
             let mut made_up = [0; 32];
             world.rng.fill(&mut made_up);
-            world.begin_push(PUPPET, 1, head(1 + number, round, ArtifactId(made_up)))?;
+            let PushHead { topic, slot, version, id, size, attribute } =
+                head(slot, round, ArtifactId(made_up));
+            if slot.0 <= room {
+                world.begin_push(PUPPET, 1, PushHead { topic, slot, version, id, size, attribute })?;
+            }
+            let change = Change::Advert { id, size, relayed: false, attribute };
+            named.push(Frame::Update(Update { topic, slot, version, change }));
         }
-        world.pass(millis(100))?;
+        world.until(Duration::from_secs(1), "no room left", |world| {
+            world.census(1).reserved_bytes == u64::from(room) * STREAMED as u64
+        })?;
+        world.say(PUPPET, 1, &named[room as usize..])?;
         let ids =
             [(); 3].map(|()| world.make_sized(0, STREAMED)).into_iter().collect::<Result<Vec<_>, _>>()?;
-        world.until(Duration::from_secs(8), "bodies, past those that do not come", |world| {
+        world.until(Duration::from_secs(5), "bodies, past those that do not come", |world| {
             world.had(1, &ids) == 3
         })?;
         ids.iter().chain([&id]).try_for_each(|id| world.drop_one(0, *id))?;
