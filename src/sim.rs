@@ -24,6 +24,7 @@ mod hostile;
 mod lane;
 mod member;
 mod net;
+mod opinion;
 mod options;
 mod oracle;
 mod path;

@@ -288,8 +288,7 @@ impl World {
             draw if draw < habits.abort_percent => self.abort_one(node),
             draw if draw < habits.abort_percent + 5 => {
                 self.generation = (self.generation + 1).min(3);
-                let (topics, generation) = (self.options.topics.len(), self.generation);
-                self.with_member(node, |member, now, fx| member.change_filter(topics, generation, now, fx))
+                self.change_filter(node, self.generation)
             }
             _ => self.broadcast_one(node),
         }

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
-use super::member::{Known, Member, SETTLED, topic_id, verdict};
+use super::member::{Known, Member, SETTLED, judge, topic_id};
+use super::opinion::Word;
 use super::options::Options;
 use super::world::Actor;
 use crate::config::Verdict;
@@ -128,7 +129,7 @@ impl Oracle {
         for (maker, member) in self.members(actors) {
             for (number, topic) in options.topics.iter().enumerate() {
                 for id in member.engine.active(topic_id(number)) {
-                    if verdict(topic, &id, SETTLED) != Verdict::Want {
+                    if judge(topic, &Word::honest(id, self.ids[maker]), SETTLED) != Verdict::Want {
                         continue;
                     }
                     let lacks = |(_, other): &(usize, &Member)| !other.had.contains(&(topic_id(number), id));
