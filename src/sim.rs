@@ -30,6 +30,7 @@ mod oracle;
 mod path;
 mod patience;
 mod plain;
+mod requests;
 mod scenario;
 mod witness;
 mod world;

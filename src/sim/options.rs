@@ -220,6 +220,8 @@ pub struct Lies {
     pub wrong_percent: u64,
     /// Of a hundred lies and answers, how many begin and do not end, or late; not over QUIC.
     pub hang_percent: u64,
+    /// Of a hundred lies, how many are to give up requests that have no answer yet, and to ask again.
+    pub give_up_percent: u64,
 }
 
 impl Options {
@@ -274,6 +276,7 @@ impl Options {
                 silent_percent: rng.below(60),
                 wrong_percent: rng.below(40),
                 hang_percent: 0,
+                give_up_percent: 0,
             },
             budget: Budget::default(),
         };
@@ -283,6 +286,7 @@ impl Options {
         options.harden();
         options.hang();
         options.sway();
+        options.pester();
         options
     }
 

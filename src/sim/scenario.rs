@@ -257,7 +257,7 @@ impl Scenario {
                 let silent_percent = rng.below(100);
                 let wrong_percent = rng.below(100 - silent_percent);
                 let every = Duration::from_millis(10);
-                options.lies = Lies { every, silent_percent, wrong_percent, hang_percent: 0 };
+                options.lies = Lies { every, silent_percent, wrong_percent, ..Lies::default() };
                 busy(options, 10, 20);
             }
             Scenario::AbortStorm => {
