@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 use super::flow::{Flow, FlowId, What};
 use super::hostile::Answer;
+use super::member::limits;
 use super::net::{Cargo, REQUEST_BYTES, listens};
 use super::world::{Actor, Happening, World};
 use crate::engine::{ArtifactState, Effects};
@@ -177,6 +178,7 @@ impl World {
         id: FlowId,
         cargo: &Cargo,
     ) -> Result<(), String> {
+        let full = self.flows.assembling(from, to) >= limits(&self.options).pushes_in_assembly;
         let Some(flow) = self.flows.get(id) else { return Ok(()) };
         if !listens(flow, to) {
             return Ok(());
@@ -184,6 +186,8 @@ impl World {
         let end = if flow.opener.node == to { flow.opener } else { flow.other };
         let key = end.key;
         match (cargo, &mut flow.what) {
+            // It waits unread, as the transport keeps it.
+            (Cargo::PushHead(_), _) if full => self.word(from, to, connection, cargo.clone()),
             (Cargo::PushHead(_), What::Push { head, started, .. }) => {
                 *started = true;
                 let head = *head;
@@ -213,9 +217,9 @@ impl World {
                 let broken = match what {
                     What::Push { head, started: true, .. } => Some(Incoming::PushBroken { key, head: *head }),
                     What::Push { .. } => None,
-                    What::Fetch { arrived, answer, .. } if flow.other.node == to => {
-                        // The asker gave up.
-                        (*arrived && answer.is_some()).then_some(Incoming::Sent { key, whole: false })
+                    What::Fetch { arrived, .. } if flow.other.node == to => {
+                        // The asker gave up, whether there is an answer yet or not.
+                        arrived.then_some(Incoming::Sent { key, whole: false })
                     }
                     What::Fetch { .. } => Some(Incoming::Reply { key, reply: Reply::Broken }),
                 };

@@ -12,7 +12,7 @@ use crate::types::{ArtifactId, HashKind, Instant, PeerIndex, TopicId, Verified};
 use crate::wire::{CloseCode, Outgoing};
 
 /// Requests that one member may have open to another, as streams.
-const OPEN_REQUESTS: usize = 256;
+pub(super) const OPEN_REQUESTS: usize = 256;
 
 impl World {
     /// Draws when each kind of fault happens first.
@@ -246,6 +246,10 @@ impl World {
         let delay = self.around(self.options.lies.every);
         self.after(delay, Happening::Lie { node });
         let peer = self.rng.below(self.options.members as u64) as usize;
+        let give_up = self.options.lies.give_up_percent;
+        if give_up > 0 && peer != node && self.asides.below(100) < give_up {
+            return self.pester(node, peer);
+        }
         if let (Some(wire), Actor::Hostile(hostile)) = (&mut self.wire, &mut self.actors[node]) {
             wire.say(node, peer, hostile.lie());
             return self.turn(node);
@@ -288,8 +292,7 @@ impl World {
             draw if draw < habits.abort_percent => self.abort_one(node),
             draw if draw < habits.abort_percent + 5 => {
                 self.generation = (self.generation + 1).min(3);
-                let (topics, generation) = (self.options.topics.len(), self.generation);
-                self.with_member(node, |member, now, fx| member.change_filter(topics, generation, now, fx))
+                self.change_filter(node, self.generation)
             }
             _ => self.broadcast_one(node),
         }

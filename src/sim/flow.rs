@@ -127,6 +127,17 @@ impl Flows {
         self.flows.values().filter(pushes).count()
     }
 
+    /// Those of them of which the head is there.
+    pub(super) fn assembling(&self, from: usize, to: usize) -> usize {
+        let assembles = |flow: &&Flow| {
+            flow.opener.node == from
+                && flow.other.node == to
+                && !flow.other.done
+                && matches!(flow.what, What::Push { started: true, .. })
+        };
+        self.flows.values().filter(assembles).count()
+    }
+
     /// Requests of `from` to `to` that have no answer.
     pub(super) fn requests(&self, from: usize, to: usize) -> usize {
         let asks = |flow: &&Flow| {

@@ -26,6 +26,8 @@ pub(super) struct Hostile {
     /// Places in tables of others that it was told of lately.
     places: Vec<(TopicId, Slot, Version)>,
     keys: u64,
+    /// What it asked of each peer, and may give up.
+    pub(super) asked: BTreeMap<usize, Vec<StreamKey>>,
     /// How it answers, where a scenario says so.
     pub(super) manner: Option<Manner>,
     /// What others said that they hold of its tables.
@@ -66,6 +68,7 @@ impl Hostile {
             boots: vec![0],
             places: Vec::new(),
             keys: 0,
+            asked: BTreeMap::new(),
             manner: options.lies.every.is_zero().then_some(Manner::Served),
             held: Vec::new(),
         }
@@ -242,6 +245,14 @@ impl Hostile {
         self.keys += 1;
         let request = FetchRequest { topic, id: self.id(topic) };
         Outgoing::Fetch { class: Class::High, key: StreamKey(self.keys), request, limit: 1 << 20 }
+    }
+
+    /// A request that it may give up again.
+    pub(super) fn ask_of(&mut self, peer: usize) -> Outgoing {
+        let topic = topic_id(self.rng.below(self.topics as u64) as usize);
+        let request = self.ask(topic);
+        self.asked.entry(peer).or_default().push(StreamKey(self.keys));
+        request
     }
 
     fn resync(&mut self, topic: TopicId) -> Frame {

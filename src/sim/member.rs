@@ -6,8 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use super::opinion::{Word, opinion};
 use super::options::{Options, TopicOptions};
-use crate::config::{Granted, Limits, Settings, TopicConfig, Verdict};
+use crate::config::{Advert, Granted, Limits, Settings, TopicConfig, Verdict};
 use crate::engine::{ArtifactState, Command, Effect, Effects, Engine, EngineConfig, Event};
 use crate::types::{
     ArtifactId, Attribute, ConnectionNumber, Instant, NodeId, PeerIndex, PerClass, RegistryVersion, TopicId,
@@ -60,14 +61,13 @@ pub(super) struct Member {
     panics: Arc<AtomicU64>,
     connections: u64,
     index: usize,
-    topics: usize,
 }
 
 /// The filter's generation at which it wants nothing later any more.
 pub(super) const SETTLED: u64 = 4;
 
-/// The filter's verdict, which every member shares: a later one comes with the generation.
-pub(super) fn verdict(topic: &TopicOptions, id: &ArtifactId, generation: u64) -> Verdict {
+/// The filter's verdict by the artifact alone, which every member shares: a later one comes with the generation.
+fn verdict(topic: &TopicOptions, id: &ArtifactId, generation: u64) -> Verdict {
     if topic.sequences {
         return sequence(id)[generation.min(2) as usize];
     }
@@ -81,6 +81,14 @@ pub(super) fn verdict(topic: &TopicOptions, id: &ArtifactId, generation: u64) ->
             Verdict::Later
         }
         () => Verdict::Want,
+    }
+}
+
+/// The filter's verdict on a member's word.
+pub(super) fn judge(topic: &TopicOptions, word: &Word, generation: u64) -> Verdict {
+    match verdict(topic, &word.id, generation) {
+        Verdict::Want => opinion(topic, word, generation),
+        verdict @ (Verdict::Later | Verdict::Discard) => verdict,
     }
 }
 
@@ -127,8 +135,9 @@ impl Member {
         });
         let generation = Arc::new(AtomicU64::new(generation));
         let panics = Arc::new(AtomicU64::new(0));
+        let honest: Arc<[NodeId]> = ids.iter().take(options.members - options.hostile).copied().collect();
         for (number, topic) in options.topics.iter().enumerate() {
-            engine.handle_topic(config(topic_id(number), topic, &generation, &panics));
+            engine.handle_topic(config(topic_id(number), topic, &honest, &generation, &panics));
         }
         Member {
             engine,
@@ -146,7 +155,6 @@ impl Member {
             panics,
             connections: 0,
             index,
-            topics: options.topics.len(),
         }
     }
 
@@ -261,8 +269,12 @@ impl Member {
     }
 
     /// The filter changes its mind about some of what it wanted later.
-    pub(super) fn change_filter(&mut self, topics: usize, generation: u64, now: Instant, fx: &mut Effects) {
+    pub(super) fn set_filter(&mut self, generation: u64) {
         self.generation.store(generation, Ordering::Relaxed);
+    }
+
+    /// The engine hears of it.
+    pub(super) fn tell_filter(&mut self, topics: usize, now: Instant, fx: &mut Effects) {
         for topic in 0..topics {
             self.engine.handle_command(Command::FilterChanged { topic: topic_id(topic) }, now, fx);
         }
@@ -286,11 +298,6 @@ impl Member {
         self.reserved.values().fold((0, 0), |(slots, bytes), r| (slots + r.slots, bytes + r.bytes))
     }
 
-    /// How many topics it takes part in.
-    pub(super) fn topics(&self) -> usize {
-        self.topics
-    }
-
     /// The next event of any topic.
     pub(super) fn poll_event(&mut self, topics: usize) -> Option<(TopicId, Event)> {
         (0..topics).map(topic_id).find_map(|topic| Some((topic, self.engine.poll_event(topic)?)))
@@ -307,6 +314,7 @@ impl TopicOptions {
 fn config(
     id: TopicId,
     options: &TopicOptions,
+    honest: &Arc<[NodeId]>,
     generation: &Arc<AtomicU64>,
     panicked: &Arc<AtomicU64>,
 ) -> TopicConfig {
@@ -315,7 +323,8 @@ fn config(
     config.push_threshold = options.push_threshold;
     config.pending_bytes = options.pending_bytes;
     config.active_bytes = options.active_bytes();
-    let (options, generation, panicked) = (options.clone(), generation.clone(), panicked.clone());
+    let (options, honest) = (options.clone(), honest.clone());
+    let (generation, panicked) = (generation.clone(), panicked.clone());
     config.filter(move |advert| {
         let generation = generation.load(Ordering::Relaxed);
         if panics(&options, &advert.id, generation) {
@@ -323,6 +332,8 @@ fn config(
             // A panic that no hook prints.
             resume_unwind(Box::new("a filter's own bug"));
         }
-        verdict(&options, &advert.id, generation)
+        let Advert { id, size, from, .. } = *advert;
+        let lie = (!honest.contains(&from)).then_some(size);
+        judge(&options, &Word { id, from, lie }, generation)
     })
 }

@@ -180,6 +180,8 @@ pub struct TopicOptions {
     pub discard_percent: u64,
     /// Of a hundred artifacts, at how many the filter panics, at most until it changes for the last time.
     pub panic_percent: u64,
+    /// Of a hundred artifacts, how many the filter judges by who names them, too, and by the size that a hostile member states.
+    pub sway_percent: u64,
     /// Instead of these: what the filter says follows from the artifact's place among the 27 sequences of three verdicts.
     pub sequences: bool,
 }
@@ -203,6 +205,8 @@ pub struct Habits {
     pub same_one_in: u64,
     /// Of a hundred broadcasts, how many are of what the member aborted last, if it has aborted anything.
     pub again_percent: u64,
+    /// The longest from a change of what filters go by until the engine hears of it; zero for at once.
+    pub notice: Duration,
 }
 
 /// What hostile members do.
@@ -216,6 +220,8 @@ pub struct Lies {
     pub wrong_percent: u64,
     /// Of a hundred lies and answers, how many begin and do not end, or late; not over QUIC.
     pub hang_percent: u64,
+    /// Of a hundred lies, how many are to give up requests that have no answer yet, and to ask again.
+    pub give_up_percent: u64,
 }
 
 impl Options {
@@ -263,12 +269,14 @@ impl Options {
                 stall_one_in: if rng.one_in(3) { 10 } else { 0 },
                 same_one_in: 20,
                 again_percent: 0,
+                notice: Duration::ZERO,
             },
             lies: Lies {
                 every: millis(5 + rng.below(100)),
                 silent_percent: rng.below(60),
                 wrong_percent: rng.below(40),
                 hang_percent: 0,
+                give_up_percent: 0,
             },
             budget: Budget::default(),
         };
@@ -277,6 +285,8 @@ impl Options {
         options.links.still_windows = rng.one_in(2);
         options.harden();
         options.hang();
+        options.sway();
+        options.pester();
         options
     }
 
@@ -307,6 +317,7 @@ impl Options {
             self.topics.iter().map(|topic| (turn + lie).mul_f64(topic.turns(members))).sum();
         2 * self.links.idle_timeout
             + Duration::from_secs(2)
+            + self.habits.notice
             + hedges
             + 20 * trip
             + 2 * transfer
@@ -324,7 +335,7 @@ impl TopicOptions {
     /// Whether nothing that `members` may name ever waits, for the filter or for room.
     pub(super) fn has_room_for_all(&self, members: usize) -> bool {
         let all = u64::from(self.slots) * members as u64 * self.largest;
-        self.later_percent + self.panic_percent == 0 && all <= self.pending_bytes
+        self.later_percent + self.panic_percent + self.sway_percent == 0 && all <= self.pending_bytes
     }
 
     fn mixed(rng: &mut Rng) -> TopicOptions {
@@ -339,6 +350,7 @@ impl TopicOptions {
             later_percent: if filtered { rng.below(50) } else { 0 },
             discard_percent: if filtered { rng.below(30) } else { 0 },
             panic_percent: 0,
+            sway_percent: 0,
             sequences: false,
         }
     }

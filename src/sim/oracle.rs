@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
-use super::member::{Known, Member, SETTLED, topic_id, verdict};
+use super::member::{Known, Member, SETTLED, judge, limits, topic_id};
+use super::opinion::Word;
 use super::options::Options;
 use super::world::Actor;
 use crate::config::Verdict;
@@ -106,7 +107,12 @@ impl Oracle {
             && census.tellings <= bound.tellings
             && census.control <= bound.control
             && census.body_bytes <= bound.body_bytes
-            && census.reserved_bytes <= bound.pending_bytes;
+            && census.reserved_bytes <= bound.pending_bytes
+            && census.later <= bound.artifacts
+            && census.backlog <= bound.backlog
+            && census.arriving <= bound.arriving
+            && census.replies <= bound.replies
+            && census.replies + census.carried <= bound.replies + bound.pushes;
         if !fits {
             return Err(format!("P4: member {node} holds {census:?}, allowed is {bound:?}"));
         }
@@ -128,7 +134,7 @@ impl Oracle {
         for (maker, member) in self.members(actors) {
             for (number, topic) in options.topics.iter().enumerate() {
                 for id in member.engine.active(topic_id(number)) {
-                    if verdict(topic, &id, SETTLED) != Verdict::Want {
+                    if judge(topic, &Word::honest(id, self.ids[maker]), SETTLED) != Verdict::Want {
                         continue;
                     }
                     let lacks = |(_, other): &(usize, &Member)| !other.had.contains(&(topic_id(number), id));
@@ -252,12 +258,17 @@ struct Bound {
     control: usize,
     pending_bytes: u64,
     body_bytes: u64,
+    backlog: usize,
+    arriving: usize,
+    replies: usize,
+    pushes: usize,
 }
 
 impl Bound {
     fn of(options: &Options) -> Bound {
         let slots: usize = options.topics.iter().map(|topic| topic.slots as usize).sum();
         let artifacts = slots * options.members;
+        let links = options.members - 1;
         let pending_bytes = options.topics.iter().map(|topic| topic.pending_bytes).sum();
         let active: u64 = options.topics.iter().map(|topic| 2 * topic.active_bytes()).sum();
         Bound {
@@ -267,6 +278,12 @@ impl Bound {
             control: options.members * (2 + 2 * 256 + 4096),
             pending_bytes,
             body_bytes: active + pending_bytes,
+            backlog: slots * links,
+            arriving: limits(options).pushes_in_assembly * links,
+            // Each has a stream of its peer until its answer is acknowledged.
+            replies: options.open_requests() * links,
+            // Each is of a slot, and reset when that changes.
+            pushes: slots * links,
         }
     }
 }

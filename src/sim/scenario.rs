@@ -204,7 +204,9 @@ impl Scenario {
                 let urgent = TopicOptions { class: Class::Critical, largest: 1_000, ..topic.clone() };
                 topics.push(urgent);
             }
-            Scenario::FilterFlips => (topic.later_percent, topic.discard_percent) = (60, 20),
+            Scenario::FilterFlips => {
+                (topic.later_percent, topic.discard_percent, topic.sway_percent) = (60, 20, 50);
+            }
             // Bodies are pushed, on streams of their own when they are larger than a frame, and adverted when larger still.
             Scenario::VerdictOrders | Scenario::PushDuringFetch | Scenario::HangingPush => {
                 (topic.largest, topic.push_threshold) = (80_000, 75_000);
@@ -247,12 +249,15 @@ impl Scenario {
 
     fn set_habits(self, options: &mut Options, rng: &mut Rng) {
         match self {
-            Scenario::FilterFlips => busy(options, 10, 20),
+            Scenario::FilterFlips => {
+                busy(options, 10, 20);
+                options.habits.notice = Duration::from_millis(rng.below(200));
+            }
             Scenario::Liars => {
                 let silent_percent = rng.below(100);
                 let wrong_percent = rng.below(100 - silent_percent);
                 let every = Duration::from_millis(10);
-                options.lies = Lies { every, silent_percent, wrong_percent, hang_percent: 0 };
+                options.lies = Lies { every, silent_percent, wrong_percent, ..Lies::default() };
                 busy(options, 10, 20);
             }
             Scenario::AbortStorm => {
@@ -340,6 +345,7 @@ fn quiet(seed: u64) -> Options {
             later_percent: 0,
             discard_percent: 0,
             panic_percent: 0,
+            sway_percent: 0,
             sequences: false,
         }],
         habits: Habits {
@@ -351,6 +357,7 @@ fn quiet(seed: u64) -> Options {
             stall_one_in: 0,
             same_one_in: 20,
             again_percent: 0,
+            notice: Duration::ZERO,
         },
         lies: Lies::default(),
         budget: Budget::default(),
@@ -370,6 +377,7 @@ fn calm(seed: u64) -> Options {
     options.links.window = options.links.window.max(tables);
     for topic in &mut options.topics {
         (topic.later_percent, topic.discard_percent, topic.panic_percent) = (0, 0, 0);
+        topic.sway_percent = 0;
         topic.pending_bytes = u64::from(topic.slots) * options.members as u64 * topic.largest;
     }
     options

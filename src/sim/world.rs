@@ -73,6 +73,10 @@ pub(super) enum Happening {
     Fault {
         kind: Fault,
     },
+    /// The engine hears that its filters judge by something else.
+    FilterChanged {
+        node: usize,
+    },
     Heal {
         pair: (usize, usize),
     },
@@ -120,6 +124,8 @@ pub(crate) struct World {
     queue: BTreeMap<(Instant, u64), Happening>,
     sequence: u64,
     pub(super) rng: Rng,
+    /// Of what came later than the rest, so that it shifts none of its draws.
+    pub(super) asides: Rng,
     pub(super) actors: Vec<Actor>,
     pub(super) net: Net,
     pub(super) flows: Flows,
@@ -163,6 +169,7 @@ impl World {
             queue: BTreeMap::new(),
             sequence: 0,
             rng,
+            asides: Rng::new(options.seed ^ 0x6173_6964_6573),
             actors: (0..options.members).map(|_| Actor::Off).collect(),
             net,
             flows: Flows::default(),
@@ -231,12 +238,11 @@ impl World {
             if matches!(self.actors[node], Actor::Off) {
                 self.start(node);
             }
-            self.with_member(node, |member, now, fx| {
+            self.with_member(node, |member, _, _| {
                 member.paused_until = peace;
                 member.stalled_until = peace;
-                let (topics, generation) = (member.topics(), SETTLED);
-                member.change_filter(topics, generation, now, fx);
             })?;
+            self.change_filter(node, SETTLED)?;
         }
         let end = peace + self.options.bound();
         while !self.oracle.has_converged(&self.actors, &self.options) {
@@ -353,6 +359,7 @@ impl World {
             Happening::Decide { node, topic, id } => self.decide(node, topic, id),
             Happening::Lie { node } => self.lie(node),
             Happening::Fault { kind } => self.fault(kind),
+            Happening::FilterChanged { node } => self.tell_filter(node),
             Happening::Heal { pair: (a, b) } => {
                 for (from, to) in [(a, b), (b, a)] {
                     if let Some(wire) = &mut self.wire {

@@ -118,9 +118,7 @@ fn state_after(before: Option<ArtifactState>, verdict: Verdict) -> ArtifactState
 
 fn change_filters(world: &mut World, generation: u64) -> Result<(), String> {
     world.generation = generation;
-    (0..world.options.members).try_for_each(|node| {
-        world.with_member(node, |member, now, fx| member.change_filter(1, generation, now, fx))
-    })
+    (0..world.options.members).try_for_each(|node| world.change_filter(node, generation))
 }
 
 /// Who names the artifact first answers in each bad way; then an honest one names it, too: its body comes, without delay where
