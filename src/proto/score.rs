@@ -19,7 +19,8 @@ pub enum Fault {
     /// A request that it advertised to serve was answered "not found", or broke. Happens between honest
     /// peers, too.
     Unserved,
-    /// It let a request wait until another peer was asked, or a push while others waited for its room. Happens between honest peers, too.
+    /// It let a request wait until another peer was asked, or a push while others waited for its room. Happens
+    /// between honest peers, too.
     Silence,
 }
 
