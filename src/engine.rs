@@ -15,6 +15,7 @@ mod census;
 mod egress;
 mod ingress;
 mod peer;
+mod pushes;
 mod standing;
 mod topic;
 mod turns;
@@ -213,6 +214,8 @@ pub struct Engine {
     requests: BTreeMap<StreamKey, (PeerIndex, TopicId, ArtifactId)>,
     /// Streams that carry a body to a peer now, by artifact: what an abort resets.
     carried: IdMap<Vec<(PeerIndex, StreamKey)>>,
+    /// Streams on which peers push a body now, by artifact.
+    arriving: IdMap<Vec<(PeerIndex, StreamKey)>>,
     fetch_effects: Vec<FetchEffect>,
     score: Score,
     /// Peers in poor standing, and when to look again.
@@ -248,6 +251,7 @@ impl Engine {
             fetch: Fetch::new(limits, Rng::new(rng.next_u64())),
             requests: BTreeMap::new(),
             carried: IdMap::with_hasher(KeyedState::new(&mut rng)),
+            arriving: IdMap::with_hasher(KeyedState::new(&mut rng)),
             fetch_effects: Vec::new(),
             score: Score::new(peers),
             poor: BTreeMap::new(),
@@ -311,6 +315,7 @@ impl Engine {
         self.fetch.handle_disconnected(peer, now);
         self.requests.retain(|_, (asked, ..)| *asked != peer);
         for (key, (topic, id)) in arriving {
+            self.forget_arriving(&id, peer, key);
             self.push_broken(peer, key, topic, id, now);
         }
         self.drain_fetch_effects(now, fx);
@@ -353,7 +358,7 @@ impl Engine {
     pub fn handle_timeout(&mut self, now: Instant, fx: &mut Effects) {
         self.heal(now);
         for index in 0..self.topics.len() {
-            if self.topics.get(index).and_then(Topic::next_yield).is_some_and(|at| at <= now) {
+            if self.topics.get(index).and_then(Topic::next_turn).is_some_and(|at| at <= now) {
                 self.feed(index, now);
             }
         }
@@ -364,12 +369,8 @@ impl Engine {
     /// When to call [`Engine::handle_timeout`], and what for.
     pub fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
         let healing = self.next_healing().map(|at| (at, "standing heals"));
-        let yielding = self
-            .topics
-            .iter()
-            .filter_map(Topic::next_yield)
-            .min()
-            .map(|at| (at, "a late body yields its room"));
+        let yielding =
+            self.topics.iter().filter_map(Topic::next_turn).min().map(|at| (at, "room goes to another body"));
         self.fetch.poll_timeout().into_iter().chain(healing).chain(yielding).min()
     }
 

@@ -2,26 +2,26 @@
 
 use crate::config::{Advert, Verdict};
 use crate::proto::{Active, Fault, Heard, Origin, Outcome, ViewEffect};
-use crate::types::{ArtifactId, Attribute, Class, Instant, PeerIndex, StreamKey, TopicId, Verified};
+use crate::types::{ArtifactId, Attribute, Class, Instant, PeerIndex, StreamKey, Verified};
 use crate::wire::{
-    Change, CloseCode, FetchRequest, Frame, Incoming, PushHead, Refusal, Refused, Reply, Resync, Update,
+    Change, CloseCode, FetchRequest, Frame, Incoming, Refusal, Refused, Reply, Resync, Update,
 };
 
-use super::topic::{Entry, Stage};
+use super::topic::{Entry, Stage, Topic};
 use super::{Effect, Effects, Engine};
 
 /// What an advertiser says of an artifact, and how its body comes.
-struct Told {
-    peer: PeerIndex,
-    id: ArtifactId,
-    size: u32,
-    attribute: Attribute,
-    relayed: bool,
-    body: Coming,
+pub(super) struct Told {
+    pub(super) peer: PeerIndex,
+    pub(super) id: ArtifactId,
+    pub(super) size: u32,
+    pub(super) attribute: Attribute,
+    pub(super) relayed: bool,
+    pub(super) body: Coming,
 }
 
 /// How the body comes.
-enum Coming {
+pub(super) enum Coming {
     /// When asked for.
     OnRequest,
     /// It is here.
@@ -44,26 +44,30 @@ impl Engine {
             Incoming::Frame(Frame::Refused(refused)) => self.refused(peer, refused),
             Incoming::Frame(Frame::Held(held)) => self.held(peer, &held),
             Incoming::PushStarted { key, head } => self.push_started(peer, key, head, now, fx),
-            Incoming::Pushed { key, head, body } => self.pushed(peer, key, &head, body, now),
+            Incoming::Pushed { key, head, body } => self.pushed(peer, key, &head, body, now, fx),
             Incoming::PushBroken { key, head } => {
                 self.take_arriving(peer, key);
                 self.push_broken(peer, key, head.topic, head.id, now);
             }
             Incoming::Request { key, request } => self.request(peer, key, request),
             Incoming::Progress { key } => self.fetch.handle_progress(peer, key, now),
-            Incoming::Reply { key, reply } => self.reply(peer, key, reply, now),
-            Incoming::Sent { key, .. } => {
-                let id = self.links.get_mut(peer.index()).and_then(|link| link.carrying.remove(&key));
-                if let Some(id) = id {
-                    self.forget_carried(&id, peer, key);
-                }
-            }
+            Incoming::Reply { key, reply } => self.reply(peer, key, reply, now, fx),
+            Incoming::Sent { key, .. } => self.sent(peer, key),
             Incoming::Fault(_) => {
                 self.counters.faults += 1;
                 self.blame(peer, Fault::Protocol, now);
             }
         }
         self.drain_fetch_effects(now, fx);
+    }
+
+    /// A stream that carried a body to a peer is over, or one on which it was to be answered.
+    fn sent(&mut self, peer: PeerIndex, key: StreamKey) {
+        let Some(link) = self.links.get_mut(peer.index()) else { return };
+        match link.carrying.remove(&key) {
+            Some(id) => self.forget_carried(&id, peer, key),
+            None => link.replies.0.iter_mut().for_each(|queue| queue.retain(|(asked, ..)| *asked != key)),
+        }
     }
 
     pub(super) fn fault(&mut self, peer: PeerIndex, code: CloseCode, fx: &mut Effects) {
@@ -116,7 +120,14 @@ impl Engine {
     }
 
     /// A slot of a peer holds an artifact now. `place` is what a refusal would say.
-    fn set(&mut self, index: usize, place: Refused, told: Told, now: Instant, fx: &mut Effects) -> bool {
+    pub(super) fn set(
+        &mut self,
+        index: usize,
+        place: Refused,
+        told: Told,
+        now: Instant,
+        fx: &mut Effects,
+    ) -> bool {
         let peer = told.peer;
         if told.id.lane(self.config.hello.lanes) != self.config.hello.lane {
             self.fault(peer, CloseCode::Protocol, fx);
@@ -185,7 +196,7 @@ impl Engine {
         }
     }
 
-    fn stage(&self, index: usize, id: &ArtifactId) -> Option<Stage> {
+    pub(super) fn stage(&self, index: usize, id: &ArtifactId) -> Option<Stage> {
         self.topics.get(index)?.stage(id)
     }
 
@@ -201,14 +212,8 @@ impl Engine {
             (Some(Stage::Fetching), Coming::OnRequest) => {
                 self.fetch.handle_advertiser(topic.id(), id, told.peer, told.size)
             }
-            (Some(Stage::Arriving { .. }), body @ (Coming::OnRequest | Coming::On(_))) => {
-                // The pusher may be slow on purpose: another source is due soon.
-                topic.advance(&id, Stage::Fetching);
-                self.want(index, &id, Some(now + self.config.relay_grace), now);
-                if let Coming::On(key) = body {
-                    self.take_arriving(told.peer, key);
-                    fx.push(Effect::Reset { peer: told.peer, key });
-                }
+            (Some(Stage::Arriving { .. }), Coming::OnRequest | Coming::On(_)) => {
+                self.doubt(index, &id, now);
             }
             (Some(Stage::Fetching | Stage::Arriving { .. } | Stage::Starved), Coming::Here(body)) => {
                 self.arrived(index, told.peer, body, now, fx);
@@ -218,10 +223,7 @@ impl Engine {
             (Some(Stage::Starved), Coming::OnRequest) => self.feed(index, now),
             (Some(_), Coming::OnRequest) => (),
             (Some(_), Coming::Here(_)) => self.counters.bodies_unneeded += 1,
-            (Some(_), Coming::On(key)) => {
-                self.take_arriving(told.peer, key);
-                fx.push(Effect::Reset { peer: told.peer, key });
-            }
+            (Some(_), Coming::On(key)) => self.stop_push(told.peer, key, fx),
         }
     }
 
@@ -242,7 +244,9 @@ impl Engine {
         self.counters.filter_panics += topic.admission.panics() - panics;
         let before = topic.stage(&id);
         let stage = match (verdict, &body) {
-            (Verdict::Want, Coming::On(key)) if topic.has_room(size) => Stage::Arriving { peer, key: *key },
+            (Verdict::Want, Coming::On(key)) if topic.may_take(size, now) => {
+                Stage::Arriving { peer, key: *key }
+            }
             (Verdict::Want, _) => Stage::Starved,
             (Verdict::Later, _) => Stage::Later,
             (Verdict::Discard, _) if before == Some(Stage::Later) => Stage::Later,
@@ -257,7 +261,13 @@ impl Engine {
             (Stage::Starved, Coming::Here(body)) => self.arrived(index, peer, body, now, fx),
             (Stage::Starved, Coming::OnRequest) => {
                 topic.starve(&id);
-                self.feed(index, now);
+                if topic.fits(&id) {
+                    self.feed(index, now);
+                }
+            }
+            // Others have named it before.
+            (Stage::Arriving { .. }, _) if topic.view.advertisers(&id).nth(1).is_some() => {
+                self.doubt(index, &id, now);
             }
             (Stage::Arriving { .. }, _) => (),
             (_, Coming::Here(_)) => self.counters.bodies_unneeded += 1,
@@ -265,8 +275,7 @@ impl Engine {
                 if stage == Stage::Starved {
                     topic.starve(&id);
                 }
-                self.take_arriving(peer, key);
-                fx.push(Effect::Reset { peer, key });
+                self.stop_push(peer, key, fx);
             }
             (_, Coming::OnRequest) => (),
         }
@@ -296,7 +305,7 @@ impl Engine {
         }
     }
 
-    fn want(&mut self, index: usize, id: &ArtifactId, not_before: Option<Instant>, now: Instant) {
+    pub(super) fn want(&mut self, index: usize, id: &ArtifactId, not_before: Option<Instant>, now: Instant) {
         let Some(topic) = self.topics.get_mut(index) else { return };
         self.fetch.handle_wanted(topic.id(), *id, topic.config().class, not_before, now);
         for (peer, size) in topic.view.claims(id) {
@@ -304,28 +313,23 @@ impl Engine {
         }
     }
 
-    /// A wanted body is here.
-    fn arrived(&mut self, index: usize, peer: PeerIndex, body: Verified, now: Instant, fx: &mut Effects) {
-        let id = body.id();
+    /// A wanted body is here: it is kept, or its name alone when there is no room.
+    pub(super) fn arrived(
+        &mut self,
+        index: usize,
+        peer: PeerIndex,
+        body: Verified,
+        now: Instant,
+        fx: &mut Effects,
+    ) {
+        let (id, size) = (body.id(), body.bytes().len() as u32);
+        self.stop_pushes(index, &id, fx);
         let Some(topic) = self.topics.get_mut(index) else { return };
-        match topic.stage(&id) {
-            Some(Stage::Fetching) => self.fetch.handle_cancel(topic.id(), id, &mut self.fetch_effects),
-            Some(Stage::Arriving { peer: pusher, key }) if self.take_arriving(pusher, key) => {
-                fx.push(Effect::Reset { peer: pusher, key });
-            }
-            _ => (),
+        if topic.stage(&id) == Some(Stage::Fetching) {
+            self.fetch.handle_cancel(topic.id(), id, &mut self.fetch_effects);
         }
-        self.store(index, peer, body, now);
-    }
-
-    /// Keeps a body, or its name alone when there is no room.
-    fn store(&mut self, index: usize, peer: PeerIndex, body: Verified, now: Instant) {
-        let id = body.id();
-        let Some(topic) = self.topics.get_mut(index) else { return };
-        let size = body.bytes().len() as u32;
-        topic.settle(&id, size);
         let attribute = topic.entry(&id).map_or(Attribute::EMPTY, |entry| entry.attribute);
-        let fits = topic.has_room(size);
+        let fits = topic.take_room(&id, size, now);
         if fits && topic.pool.insert_received(id, body.into_bytes(), attribute, peer).is_ok() {
             topic.advance(&id, Stage::Ready);
         } else {
@@ -348,98 +352,19 @@ impl Engine {
                 return;
             }
             Some(Stage::Fetching) => self.fetch.handle_cancel(topic.id(), id, &mut self.fetch_effects),
-            Some(Stage::Arriving { peer, key }) => {
-                self.take_arriving(peer, key);
-                fx.push(Effect::Reset { peer, key });
-            }
             Some(Stage::Later) => topic.admission.forget(&id),
             Some(Stage::Delivered) => {
                 topic.pool.remove(&id);
                 topic.tell_withdrawn(id);
             }
             Some(Stage::Ready) => drop(topic.pool.remove(&id)),
-            Some(Stage::Starved | Stage::Discarded | Stage::Released) => (),
+            Some(Stage::Arriving { .. } | Stage::Starved | Stage::Discarded | Stage::Released) => (),
         }
+        self.stop_pushes(index, &id, fx);
         if let Some(topic) = self.topics.get_mut(index) {
             topic.leave(&id);
         }
         self.feed(index, now);
-    }
-
-    fn push_started(
-        &mut self,
-        peer: PeerIndex,
-        key: StreamKey,
-        head: PushHead,
-        now: Instant,
-        fx: &mut Effects,
-    ) {
-        let index = self.index_of(head.topic);
-        let Some(link) = self.links.get_mut(peer.index()) else { return };
-        link.arriving.insert(key, (head.topic, head.id));
-        let told = Told {
-            peer,
-            id: head.id,
-            size: head.size,
-            attribute: head.attribute,
-            relayed: false,
-            body: Coming::On(key),
-        };
-        let place =
-            Refused { topic: head.topic, slot: head.slot, version: head.version, reason: Refusal::SlotLimit };
-        let taken = match index {
-            Some(index) => self.set(index, place, told, now, fx),
-            None => {
-                self.counters.updates_unknown_topic += 1;
-                false
-            }
-        };
-        if !taken && self.take_arriving(peer, key) {
-            fx.push(Effect::Reset { peer, key });
-        }
-    }
-
-    fn pushed(&mut self, peer: PeerIndex, key: StreamKey, head: &PushHead, body: Verified, now: Instant) {
-        self.take_arriving(peer, key);
-        let Some(index) = self.index_of(head.topic) else { return };
-        if body.id() != head.id {
-            self.counters.bodies_wrong += 1;
-            self.blame(peer, Fault::WrongBytes, now);
-            return self.push_broken(peer, key, head.topic, head.id, now);
-        }
-        self.counters.bodies_received += 1;
-        self.counters.body_bytes_received += body.bytes().len() as u64;
-        match self.stage(index, &head.id) {
-            Some(Stage::Fetching) => {
-                self.fetch.handle_cancel(head.topic, head.id, &mut self.fetch_effects);
-                self.store(index, peer, body, now);
-            }
-            Some(Stage::Arriving { .. } | Stage::Starved) => self.store(index, peer, body, now),
-            _ => self.counters.bodies_unneeded += 1,
-        }
-    }
-
-    /// A push ended without its body: the artifact is fetched instead.
-    pub(super) fn push_broken(
-        &mut self,
-        peer: PeerIndex,
-        key: StreamKey,
-        topic: TopicId,
-        id: ArtifactId,
-        now: Instant,
-    ) {
-        let Some(index) = self.index_of(topic) else { return };
-        if self.stage(index, &id) != Some(Stage::Arriving { peer, key }) {
-            return;
-        }
-        if let Some(topic) = self.topics.get_mut(index) {
-            topic.advance(&id, Stage::Fetching);
-        }
-        self.want(index, &id, None, now);
-    }
-
-    fn take_arriving(&mut self, peer: PeerIndex, key: StreamKey) -> bool {
-        self.links.get_mut(peer.index()).is_some_and(|link| link.arriving.remove(&key).is_some())
     }
 
     fn request(&mut self, peer: PeerIndex, key: StreamKey, request: FetchRequest) {
@@ -450,7 +375,14 @@ impl Engine {
         }
     }
 
-    fn reply(&mut self, peer: PeerIndex, key: StreamKey, reply: Reply<Verified>, now: Instant) {
+    fn reply(
+        &mut self,
+        peer: PeerIndex,
+        key: StreamKey,
+        reply: Reply<Verified>,
+        now: Instant,
+        fx: &mut Effects,
+    ) {
         let asked = self.requests.remove(&key);
         let outcome = match (&reply, asked) {
             (Reply::Found(body), Some((.., id))) if body.id() == id => Outcome::Found,
@@ -470,7 +402,7 @@ impl Engine {
         self.counters.bodies_received += 1;
         self.counters.body_bytes_received += body.bytes().len() as u64;
         match self.stage(index, &id) {
-            Some(Stage::Fetching) => self.store(index, peer, body, now),
+            Some(Stage::Fetching) => self.arrived(index, peer, body, now, fx),
             _ => self.counters.bodies_unneeded += 1,
         }
     }
@@ -489,13 +421,10 @@ impl Engine {
         match topic.stage(&id) {
             Some(Stage::Active) => return fx.push(refused),
             Some(Stage::Fetching) => self.fetch.handle_cancel(topic.id(), id, &mut self.fetch_effects),
-            Some(Stage::Arriving { peer, key }) => {
-                self.take_arriving(peer, key);
-                fx.push(Effect::Reset { peer, key });
-            }
             Some(Stage::Later) => topic.admission.forget(&id),
             _ => (),
         }
+        self.stop_pushes(index, &id, fx);
         let Some(topic) = self.topics.get_mut(index) else { return };
         topic.pool.remove(&id);
         let active = Active { id, size, attribute, origin: Origin::Own };
@@ -572,16 +501,19 @@ impl Engine {
         let (panics, mut judged) = (topic.admission.panics(), Vec::new());
         topic.admission.handle_filter_changed(&mut judged);
         self.counters.filter_panics += topic.admission.panics() - panics;
-        for (advert, verdict) in judged {
-            match verdict {
-                Verdict::Want if topic.stage(&advert.id) == Some(Stage::Later) => {
-                    topic.admission.forget(&advert.id);
-                    topic.starve(&advert.id);
-                }
-                Verdict::Discard if !topic.admission.remembers(&advert.id) => {
-                    topic.advance(&advert.id, Stage::Discarded);
-                }
-                Verdict::Want | Verdict::Later | Verdict::Discard => (),
+        let (wanted, discarded): (Vec<_>, Vec<_>) =
+            judged.into_iter().partition(|(_, verdict)| *verdict == Verdict::Want);
+        let later = |topic: &Topic, id: &ArtifactId| topic.stage(id) == Some(Stage::Later);
+        for (Advert { id, .. }, _) in wanted {
+            if later(topic, &id) {
+                topic.admission.forget(&id);
+                topic.starve(&id);
+            }
+        }
+        // Unless somebody's word is good enough.
+        for (Advert { id, .. }, _) in discarded {
+            if later(topic, &id) && !topic.admission.remembers(&id) {
+                topic.advance(&id, Stage::Discarded);
             }
         }
         self.feed(index, now);

@@ -40,6 +40,7 @@ impl Engine {
     /// smaller may overtake for a while.
     pub(super) fn next_fed(&mut self, index: usize, now: Instant) -> Option<ArtifactId> {
         let topic = self.topics.get_mut(index)?;
+        topic.step_back(now);
         let good = |id: &ArtifactId| topic.view.advertisers(id).any(|peer| !self.poor.contains_key(&peer));
         let (mut ids, poor): (Vec<_>, Vec<_>) = topic.first_starved().partition(good);
         ids.extend(poor);
@@ -47,7 +48,7 @@ impl Engine {
         if topic.fits(&first) {
             return Some(first);
         }
-        let fed = ids.into_iter().find(|id| topic.fits(id));
-        fed.filter(|_| topic.may_overtake(first, now))
+        let other = ids.into_iter().find(|id| topic.fits(id));
+        topic.overtaker(first, other, now)
     }
 }

@@ -56,8 +56,8 @@ pub(super) struct Entry {
     pub(super) turn: Option<Turn>,
     /// Until when room is set aside for it, should others starve; `None` when none is.
     pub(super) yields_at: Option<Instant>,
-    /// How often its body came too late: it gets twice the time after each.
-    pub(super) late: u32,
+    /// How often its body was here and had no room: it may take twice the time after each.
+    pub(super) dropped: u32,
     /// Whether every advert so far was a relay's.
     pub(super) relayed: bool,
 }
@@ -65,7 +65,7 @@ pub(super) struct Entry {
 impl Entry {
     /// Of an artifact of which somebody has told.
     pub(super) fn new(stage: Stage, size: u32, attribute: Attribute, relayed: bool) -> Entry {
-        Entry { stage, size, proven: false, attribute, turn: None, yields_at: None, late: 0, relayed }
+        Entry { stage, size, proven: false, attribute, turn: None, yields_at: None, dropped: 0, relayed }
     }
 
     /// The same at another stage, with nothing of the one before.
@@ -113,6 +113,8 @@ pub(super) struct Topic {
     /// What the replica is to be told besides refusals, which [`Slots`] keeps. A `Delivered` whose artifact is not `Ready` any
     /// more is skipped.
     tellings: VecDeque<Telling>,
+    /// How many of those are `Withdrawn`, and so never skipped.
+    withdrawn: usize,
 }
 
 impl Topic {
@@ -120,8 +122,8 @@ impl Topic {
     const CHOICE: usize = 64;
     /// How long a body may take while others starve for its room; whatever its sender sends meanwhile, for it may be a liar.
     const PATIENCE: Duration = Duration::from_secs(1);
-    /// One that was late so often gets no more time the next time.
-    const LATE: u32 = 4;
+    /// One that was dropped so often gets no more time the next time.
+    const DROPPED: u32 = 4;
 
     pub(super) fn new(config: TopicConfig, peers: usize, rng: &mut Rng) -> Topic {
         let slot_limits = SlotLimits {
@@ -145,6 +147,7 @@ impl Topic {
             forgotten: 0,
             relay_bytes: 0,
             tellings: VecDeque::new(),
+            withdrawn: 0,
             config,
         }
     }
@@ -243,7 +246,7 @@ impl Topic {
     pub(super) fn prove(&mut self, id: &ArtifactId, size: u32) {
         if let Some(entry) = self.ledger.get_mut(id) {
             (entry.size, entry.proven) = (size, true);
-            entry.late = (entry.late + 1).min(Self::LATE);
+            entry.dropped = (entry.dropped + 1).min(Self::DROPPED);
         }
     }
 
@@ -264,7 +267,8 @@ impl Topic {
 
     fn tell(&mut self, telling: Telling) {
         // Artifacts that come and go while the consumer is away leave skipped entries; more than half are never kept.
-        if self.tellings.len() > 64 + 2 * self.ledger.len() {
+        let lasting = self.ledger.len() + self.withdrawn;
+        if self.tellings.len() > 64 + 2 * lasting {
             let (mut tellings, mut seen) = (mem::take(&mut self.tellings), BTreeSet::new());
             tellings.retain(|telling| match telling {
                 Telling::Delivered(id) => self.stage(id) == Some(Stage::Ready) && seen.insert(*id),
@@ -273,6 +277,7 @@ impl Topic {
             });
             self.tellings = tellings;
         }
+        self.withdrawn += usize::from(matches!(telling, Telling::Withdrawn(_)));
         self.tellings.push_back(telling);
     }
 
@@ -312,9 +317,39 @@ impl Topic {
         self.starved.iter().take(Self::CHOICE)
     }
 
-    /// Whether others may get room before one that is first in turn and does not fit.
-    pub(super) fn may_overtake(&mut self, first: ArtifactId, now: Instant) -> bool {
-        self.starved.may_overtake(first, now)
+    /// What is first in turn has no room; perhaps `other` has. What may have it now.
+    pub(super) fn overtaker(
+        &mut self,
+        first: ArtifactId,
+        other: Option<ArtifactId>,
+        now: Instant,
+    ) -> Option<ArtifactId> {
+        self.starved.wait(first, now);
+        let other = other?;
+        if self.starved.is_kept_free(now) {
+            self.starved.block();
+            return None;
+        }
+        Some(other)
+    }
+
+    /// Lets the first in turn take another one: for long the replica has held what is in its way, which perhaps it can let go
+    /// only after others have come.
+    pub(super) fn step_back(&mut self, now: Instant) {
+        let Some((first, _)) =
+            self.starved.steps_back().filter(|_| self.steps_back_at().is_some_and(|at| at <= now))
+        else {
+            return;
+        };
+        if let Some(turn) = self.ledger.get_mut(&first).and_then(|entry| entry.turn.take()) {
+            self.starved.remove(turn);
+            self.take_turn(&first);
+        }
+    }
+
+    fn steps_back_at(&self) -> Option<Instant> {
+        let (first, at) = self.starved.steps_back()?;
+        self.ledger.get(&first).filter(|entry| !self.could_fit(entry.size)).map(|_| at)
     }
 
     /// Whether the body of an artifact has room now.
@@ -325,7 +360,7 @@ impl Topic {
     /// Sets room aside for a body that is on its way, for as long as nobody starves or it may take.
     pub(super) fn promise(&mut self, id: &ArtifactId, now: Instant) {
         let Some(entry) = self.ledger.get_mut(id).filter(|entry| entry.is_coming()) else { return };
-        let at = now + Self::PATIENCE * (1 << entry.late);
+        let at = now + Self::PATIENCE * (1 << entry.dropped);
         debug_assert!(entry.yields_at.is_none());
         entry.yields_at = Some(at);
         self.promised.insert((at, *id));
@@ -341,33 +376,44 @@ impl Topic {
         }
     }
 
-    /// When something that is set aside is due to what starves.
-    pub(super) fn next_yield(&self) -> Option<Instant> {
-        let (at, _) = self.promised.first().filter(|_| !self.starved.is_empty())?;
-        Some(*at)
+    /// When room goes to something else that starves, if nothing happens before.
+    pub(super) fn next_turn(&self) -> Option<Instant> {
+        let yields = self.promised.first().map(|(at, _)| *at).filter(|_| !self.starved.is_empty());
+        yields.into_iter().chain(self.steps_back_at()).min()
     }
 
     /// One body that was waited for for long enough, while others starve, loses its room. How it is on its way.
     pub(super) fn yield_one(&mut self, now: Instant) -> Option<Stage> {
-        self.next_yield().filter(|at| *at <= now)?;
-        let (_, id) = self.promised.first().copied()?;
+        let (_, id) =
+            self.promised.first().copied().filter(|(at, _)| *at <= now && !self.starved.is_empty())?;
         self.yield_room(&id);
         self.stage(&id)
     }
 
-    /// Frees what is set aside for a body of `size` bytes, which is here. If it had lost its room it takes that of bodies which
-    /// are not here yet: so what is slow comes in, too, and is not fetched in vain.
-    pub(super) fn settle(&mut self, id: &ArtifactId, size: u32) {
-        let late = self.ledger.get(id).is_some_and(|entry| entry.is_coming() && entry.yields_at.is_none());
+    /// Whether a body of `size` bytes, which is here, may be kept; what was set aside for it is free from now on. One that lost
+    /// its room takes that of bodies which are not here yet: so what is slow comes in, too, and is not fetched in vain.
+    pub(super) fn take_room(&mut self, id: &ArtifactId, size: u32, now: Instant) -> bool {
+        let Some(entry) = self.ledger.get(id) else { return false };
+        let (coming, promised) = (entry.is_coming(), entry.yields_at.is_some());
         self.yield_room(id);
-        let held = self.pool.bytes(proto::Stage::Unvalidated) + u64::from(size);
-        if !late || held > self.config.pending_bytes {
-            return;
+        if !coming {
+            return self.may_take(size, now);
         }
-        while !self.has_room(size) {
-            let Some((_, other)) = self.promised.first().copied() else { return };
+        while !promised && !self.has_room(size) && self.could_fit(size) {
+            let Some((_, other)) = self.promised.first().copied() else { break };
             self.yield_room(&other);
         }
+        self.has_room(size)
+    }
+
+    /// Whether a body of `size` bytes may be kept though it is not its turn.
+    pub(super) fn may_take(&self, size: u32, now: Instant) -> bool {
+        self.has_room(size) && !self.starved.is_kept_free(now)
+    }
+
+    /// Whether there were room for a body of `size` bytes if nothing were on its way.
+    fn could_fit(&self, size: u32) -> bool {
+        self.pool.bytes(proto::Stage::Unvalidated) + u64::from(size) <= self.config.pending_bytes
     }
 
     /// Artifacts of which something is known.
@@ -397,7 +443,10 @@ impl Topic {
     pub(super) fn poll_event(&mut self, member: impl Fn(PeerIndex) -> Option<NodeId>) -> Option<Event> {
         while let Some(telling) = self.tellings.pop_front() {
             match telling {
-                Telling::Withdrawn(id) => return Some(Event::Withdrawn { id }),
+                Telling::Withdrawn(id) => {
+                    self.withdrawn -= 1;
+                    return Some(Event::Withdrawn { id });
+                }
                 Telling::Delivered(id) if self.stage(&id) == Some(Stage::Ready) => {
                     self.advance(&id, Stage::Delivered);
                     let Some(held) = self.pool.get(&id) else { continue };

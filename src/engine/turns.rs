@@ -10,26 +10,36 @@ use crate::types::{ArtifactId, Instant, PeerIndex};
 pub(super) struct Turns {
     queue: BTreeMap<Turn, ArtifactId>,
     serial: u64,
-    /// Where the last that got room had stood.
+    /// How far the queue has come, in bytes of virtual time.
     clock: u64,
     /// Where the next one that a member names will stand, as of an era. It is `clock` when that is over.
     next: Vec<(u64, u64)>,
     /// Ends whenever nothing waits.
     era: u64,
-    /// Which has been the first in turn, and since when.
-    first: Option<(ArtifactId, Instant)>,
+    first: Option<First>,
 }
 
-/// A place in the queue: bytes that its member had named before, and a number.
+/// A place in the queue: when its member is entitled to room, in bytes of virtual time, and a number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Turn {
     start: u64,
     serial: u64,
 }
 
+/// What is first in turn and has no room.
+#[derive(Debug, Clone, Copy)]
+struct First {
+    id: ArtifactId,
+    since: Instant,
+    /// Whether it keeps others from room.
+    blocks: bool,
+}
+
 impl Turns {
     /// How long the first in turn is overtaken by what is smaller.
     const OVERTAKEN: Duration = Duration::from_secs(1);
+    /// How long it is first at most when what the replica holds is in its way.
+    const STEPS_BACK: Duration = Duration::from_secs(4);
 
     pub(super) fn new(peers: usize) -> Turns {
         Turns { queue: BTreeMap::new(), serial: 0, clock: 0, next: vec![(0, 0); peers], era: 0, first: None }
@@ -68,27 +78,44 @@ impl Turns {
 
     /// It does not wait any more.
     pub(super) fn remove(&mut self, turn: Turn) {
-        self.queue.remove(&turn);
+        let removed = self.queue.remove(&turn);
+        if self.first.is_some_and(|first| removed == Some(first.id)) {
+            self.first = None;
+        }
         if self.queue.is_empty() {
             self.era += 1;
         }
     }
 
-    /// It gets room.
+    /// It gets room, perhaps before others: that is no gain for those of its member that come after.
     pub(super) fn serve(&mut self, turn: Turn) {
-        self.clock = self.clock.max(turn.start);
+        let first = self.queue.first_key_value().map_or(turn, |(first, _)| *first);
+        self.clock = self.clock.max(first.start.min(turn.start));
         self.remove(turn);
     }
 
-    /// Whether others may get room before `first`, which is first in turn and does not fit.
-    pub(super) fn may_overtake(&mut self, first: ArtifactId, now: Instant) -> bool {
-        match self.first {
-            Some((id, since)) if id == first => now < since + Self::OVERTAKEN,
-            _ => {
-                self.first = Some((first, now));
-                true
-            }
+    /// `first` is first in turn, and has no room.
+    pub(super) fn wait(&mut self, first: ArtifactId, now: Instant) {
+        let since = self.first.filter(|one| one.id == first).map_or(now, |one| one.since);
+        self.first = Some(First { id: first, since, blocks: false });
+    }
+
+    /// Whether the first in turn has been without room for longer than others may overtake it.
+    pub(super) fn is_kept_free(&self, now: Instant) -> bool {
+        self.first.is_some_and(|first| now >= first.since + Self::OVERTAKEN)
+    }
+
+    /// Something else had room, but for the first in turn.
+    pub(super) fn block(&mut self) {
+        if let Some(first) = &mut self.first {
+            first.blocks = true;
         }
+    }
+
+    /// What is first in turn and keeps others from room, and when that has lasted for so long that it takes another turn.
+    pub(super) fn steps_back(&self) -> Option<(ArtifactId, Instant)> {
+        let first = self.first.filter(|first| first.blocks)?;
+        Some((first.id, first.since + Self::STEPS_BACK))
     }
 
     /// In turn.
@@ -171,9 +198,20 @@ mod tests {
     fn the_first_is_overtaken_for_a_while_only() {
         let mut turns = Turns::new(2);
         let at = |millis| Instant::ZERO + Duration::from_millis(millis);
-        assert!(turns.may_overtake(id(0), at(0)));
-        assert!(turns.may_overtake(id(0), at(999)));
-        assert!(!turns.may_overtake(id(0), at(1000)));
-        assert!(turns.may_overtake(id(1), at(1000)));
+        let turn = turns.insert(id(0), 1, [A].into_iter());
+        turns.wait(id(0), at(0));
+        turns.wait(id(0), at(999));
+        assert!(!turns.is_kept_free(at(999)) && turns.is_kept_free(at(1000)));
+        turns.remove(turn);
+        assert!(!turns.is_kept_free(at(1000)));
+    }
+
+    #[test]
+    fn what_overtakes_does_not_move_the_clock_past_the_first() {
+        let mut turns = Turns::new(2);
+        let all: Vec<Turn> = (0..4).map(|number| turns.insert(id(number), 100, [A].into_iter())).collect();
+        turns.serve(all[3]);
+        turns.insert(id(10), 100, [B].into_iter());
+        assert_eq!(order(&turns), [0, 10, 1, 2]);
     }
 }

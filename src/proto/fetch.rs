@@ -5,8 +5,9 @@
 //! peer; so a stalled link holds nothing up. A peer that is slower than another with room leaves the request
 //! to that one for a moment, one time in ten (by default) to a random one, to keep learning. "Not found", a
 //! broken stream or wrong bytes moves on at once; silence is hedged at another advertiser, two requests at a
-//! time; when both are silent and a third peer could be asked, the older request is given up, so hostile
-//! members delay a body that an honest one has by at most one silence each.
+//! time; when both are silent, or take too long, and a third peer could be asked, the older request is given
+//! up, so each hostile member delays a body that an honest one has by at most two seconds and what the body
+//! takes at 1 MiB a second.
 
 mod books;
 mod latency;
@@ -35,9 +36,8 @@ pub struct FetchLimits {
     /// Announced bytes in flight from one peer. A larger body is fetched when nothing else of its class is in
     /// flight there.
     pub per_peer_bytes: PerClass<u64>,
-    /// Announced bytes in flight in the lane. A larger body is fetched when nothing else of its class is in
-    /// flight, and one that was refused for [`hedge_max`](FetchLimits::hedge_max) when any byte is free: the
-    /// sum stays below this and one body.
+    /// Announced bytes in flight in the lane, but for those of peers that have been silent for too long. A peer of which
+    /// nothing else of its class is in flight is asked for a body of any size: the sum stays below this and one body a peer.
     pub lane_bytes: PerClass<u64>,
     /// The shortest silence that is hedged. So long, too, is a request left to a faster peer.
     pub hedge_min: Duration,
@@ -281,14 +281,13 @@ impl Fetch {
         let Some(&slot) = state.flights.get(&key) else { return };
         let task = &mut self.tasks[slot];
         let Some(at) = task.flights.iter().position(|flight| flight.key == key) else { return };
-        let ends_at = task.ends_at(&task.flights[at], &self.limits);
         let flight = &mut task.flights[at];
         let first = flight.heard_at.replace(now).is_none();
         if first {
             state.latency.observe(now.saturating_since(flight.asked_at));
         }
         // It is waited for again, unless it has lasted too long in all.
-        let resumed = flight.blamed && now < ends_at;
+        let resumed = flight.blamed && now < flight.ends_at;
         if resumed {
             flight.blamed = false;
             self.lane[task.class].add(flight.size);
@@ -470,15 +469,13 @@ impl Fetch {
             return Considered::Gone;
         }
         let size = u64::from(task.advertisers[at].size);
-        if !self.peers[peer.index()].load[class].fits(size, self.limits.per_peer_bytes[class]) {
+        let load = &self.peers[peer.index()].load[class];
+        if !load.fits(size, self.limits.per_peer_bytes[class]) {
             return Considered::Blocked;
         }
-        let (lane, limit) = (self.lane[class], self.limits.lane_bytes[class]);
-        if !lane.fits(size, limit) {
-            let since = *task.refused_at.get_or_insert(self.now);
-            if lane.bytes >= limit || self.now < since + self.limits.hedge_max {
-                return Considered::Blocked;
-            }
+        // Others' answers, slow on purpose, do not keep a peer from being asked for one body at a time.
+        if load.requests > 0 && !self.lane[class].fits(size, self.limits.lane_bytes[class]) {
+            return Considered::Blocked;
         }
         if self.is_better_elsewhere(peer, ticket.slot) { Considered::Declined } else { Considered::Take }
     }
@@ -506,7 +503,7 @@ impl Fetch {
         self.count += 1;
         let key = StreamKey(FETCH_KEYS | self.count);
         let task = &mut self.tasks[slot];
-        let size = task.asked(peer, key, self.now);
+        let size = task.asked(peer, key, &self.limits, self.now);
         let request = Request { key, topic: task.topic, id: task.id, class: task.class, size };
         let state = &mut self.peers[peer.index()];
         state.flights.insert(key, slot);

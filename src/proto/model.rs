@@ -44,7 +44,7 @@ impl NaiveView {
     }
 
     fn resync(&mut self, peer: PeerIndex, connection: u64, resync: &Resync) {
-        if connection < self.floors.get(&peer).copied().unwrap_or(0) {
+        if self.floors.get(&peer).is_some_and(|floor| connection <= *floor) {
             return;
         }
         self.floors.insert(peer, connection);

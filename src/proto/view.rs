@@ -139,7 +139,7 @@ impl View {
 
     /// `peer` states its whole table: what older connections left in slots that are not occupied is dropped,
     /// and they have nothing to add from now on. Entries of this connection stay, for they may be newer than
-    /// the statement.
+    /// the statement; so only the first statement of a connection says anything.
     pub fn handle_resync(
         &mut self,
         peer: PeerIndex,
@@ -148,7 +148,7 @@ impl View {
         fx: &mut Vec<ViewEffect>,
     ) {
         let Some(table) = self.tables.get_mut(peer.index()) else { return };
-        if table.floor.is_some_and(|floor| connection < floor) {
+        if table.floor.is_some_and(|floor| connection <= floor) {
             return;
         }
         table.floor = Some(connection);

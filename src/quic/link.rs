@@ -252,11 +252,9 @@ impl Link {
             }
             Outgoing::Reply { class, key, reply } => {
                 let stream = match io.keys.get(key) {
-                    Some(Entry { role: Role::Request, stream: Some(stream), .. }) => stream,
-                    // Answered already.
-                    Some(_) => return,
-                    // The peer gave up, or its connection is gone.
-                    None => return io.shared.emit(io.peer, Incoming::Sent { key, whole: false }),
+                    Some(Entry { role: Role::Request, stream: Some(stream), over: false }) => stream,
+                    // Answered already, or given up by the peer.
+                    Some(_) | None => return,
                 };
                 io.keys.insert(key, Role::Reply, Some(stream));
                 let (head, body) = encode_reply(reply);
@@ -331,10 +329,9 @@ fn handle_stop(io: &mut Io<'_>, egress: &mut Egress, stream: StreamId) {
     egress.remove(|unwritten| unwritten.stream == Some(stream));
     let _ = io.connection.send_stream(stream).reset(ABANDONED);
     match io.keys.on(stream) {
-        Some((key, Role::Push | Role::Reply)) => {
+        Some((key, Role::Push | Role::Reply | Role::Request)) => {
             io.keys.end(key, Incoming::Sent { key, whole: false }, io.peer, io.shared);
         }
-        Some((key, Role::Request)) => drop(io.keys.remove(key)),
         Some((_, Role::Fetch | Role::Assembly)) | None => (),
     }
 }

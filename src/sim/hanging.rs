@@ -75,6 +75,6 @@ mod tests {
     #[test]
     fn mixed_runs_leave_pushes_hanging() {
         let all = (0..1_000).map(|seed| Options::mixed(seed, Level::Messages));
-        assert!(all.filter(|options| options.lies.hang_percent > 0).count() > 100);
+        assert!(all.filter(|options| options.lies.hang_percent > 0).count() > 50);
     }
 }

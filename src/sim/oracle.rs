@@ -273,8 +273,8 @@ impl Bound {
         let active: u64 = options.topics.iter().map(|topic| 2 * topic.active_bytes()).sum();
         Bound {
             artifacts,
-            // As `Topic::tell` keeps it: void ones are swept out above this, and what is left is less.
-            tellings: options.topics.len() * 65 + 2 * artifacts,
+            // As `Topic::tell` keeps it: void ones are swept out above this; each artifact may have been withdrawn once, too.
+            tellings: options.topics.len() * 65 + 4 * artifacts,
             control: options.members * (2 + 2 * 256 + 4096),
             pending_bytes,
             body_bytes: active + pending_bytes,

@@ -123,7 +123,8 @@ pub enum Incoming {
         /// The body, hashed; not yet compared with the id that was asked for.
         reply: Reply<Verified>,
     },
-    /// A push or reply of ours is over: the peer has acknowledged all of it, or does not want the rest.
+    /// A push or reply of ours is over: the peer has acknowledged all of it, or does not want the rest. Or a request of the
+    /// peer, which is not to be answered any more.
     Sent {
         /// Its key.
         key: StreamKey,

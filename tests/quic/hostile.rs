@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use corecast::quic::{Disconnect, Event, Identity, Quic, Rejection};
-use corecast::types::{Attribute, HashKind, Slot, Version};
+use corecast::types::{ArtifactId, Attribute, HashKind, Slot, Version};
 use corecast::wire::{
     BatchBuilder, CloseCode, FetchRequest, Frame, Incoming, Open, PushHead, STREAM_BATCH, STREAM_PUSH,
     WireError,
 };
-use quinn_proto::{ConnectionError, Dir};
+use quinn_proto::{ConnectionError, Dir, VarInt};
 
 use super::net::*;
 use super::rogue::{Guise, Rogue, Shows};
@@ -421,4 +421,33 @@ fn garbage_is_not_answered() {
     // Version negotiation alone, for what happens to look like another version of QUIC.
     assert!(answers < 200, "{answers}");
     assert!(net.quic(1).room(peer(0)).is_some());
+}
+
+#[test]
+fn requests_that_are_given_up_come_to_their_end_though_nothing_can_be_answered() {
+    let (mut net, keys): (Net, Vec<Identity>) = mesh(PERFECT, 3);
+    let guise = Guise { key: Some(&keys[0]), shows: Shows::Own, alpn: b"corecast/1" };
+    let rogue = Rogue::dial(net.epoch, net.now, address(1), &guise);
+    net.nodes[0].machine = Machine::Rogue(Box::new(rogue));
+    net.run_for(Duration::from_secs(1));
+    let request = FetchRequest { topic: TOPIC, id: ArtifactId([1; 32]) }.encode();
+    for _ in 0..20 {
+        let mut streams = Vec::new();
+        for _ in 0..100 {
+            let Some(stream) = net.rogue(0).connection().streams().open(Dir::Bi) else { break };
+            let mut sender = net.rogue(0).connection().send_stream(stream);
+            assert_eq!(sender.write(&request).unwrap_or(0), request.len());
+            sender.finish().unwrap();
+            streams.push(stream);
+        }
+        net.run_for(Duration::from_millis(10));
+        for stream in streams {
+            let _ = net.rogue(0).connection().recv_stream(stream).stop(VarInt::from_u32(0));
+        }
+        net.run_for(Duration::from_millis(10));
+    }
+    let count = |is_it: fn(&Incoming) -> bool| net.incoming(1, peer(0)).filter(|one| is_it(one)).count();
+    let requests = count(|incoming| matches!(incoming, Incoming::Request { .. }));
+    assert!(requests > 500, "{requests}");
+    assert_eq!(count(|incoming| matches!(incoming, Incoming::Sent { whole: false, .. })), requests);
 }

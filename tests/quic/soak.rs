@@ -56,7 +56,10 @@ fn settle(net: &mut Net, node: usize, ledger: &mut Ledger, rng: &mut Rng) {
                 assert_eq!(body.id(), head.id);
             }
             Event::Link(Incoming::PushBroken { key, .. }) => ledger.end(other, *key, "push"),
-            Event::Link(Incoming::Request { key, .. }) => answers.push((other, *key)),
+            Event::Link(Incoming::Request { key, .. }) => {
+                ledger.open.insert((other, *key), "sent");
+                answers.push((other, *key));
+            }
             Event::Link(Incoming::Progress { .. }) => (),
             Event::Link(Incoming::Fault(error)) => panic!("{error}"),
         }
@@ -68,7 +71,6 @@ fn settle(net: &mut Net, node: usize, ledger: &mut Ledger, rng: &mut Rng) {
             1 => Reply::Busy,
             _ => Reply::Found(body(key.0, 1 + rng.below(300 << 10) as usize)),
         };
-        ledger.open.insert((other, key), "sent");
         net.nodes[node].queue.push((peer(other), answer(key, reply)));
     }
 }

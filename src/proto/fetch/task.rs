@@ -28,8 +28,6 @@ pub(super) struct Task {
     pub(super) flights: Vec<Flight>,
     /// Since when another request may start.
     pub(super) open: Option<Instant>,
-    /// Since when the lane's bytes have had no room for it.
-    pub(super) refused_at: Option<Instant>,
     /// When peers that failed may be asked again.
     pub(super) retry_at: Option<Instant>,
     /// Dice that choose the peer, when this fetch explores.
@@ -75,6 +73,8 @@ pub(super) struct Flight {
     pub(super) key: StreamKey,
     pub(super) size: u32,
     pub(super) asked_at: Instant,
+    /// When it has lasted too long in all.
+    pub(super) ends_at: Instant,
     /// When bytes came last.
     pub(super) heard_at: Option<Instant>,
     /// Patience has ended, and that was counted against the peer; until bytes come again.
@@ -97,7 +97,6 @@ impl Task {
             advertisers: Vec::new(),
             flights: Vec::new(),
             open: None,
-            refused_at: None,
             retry_at: None,
             explore,
             wake: None,
@@ -132,8 +131,15 @@ impl Task {
         self.flights.iter_mut().find(|flight| flight.key == key)
     }
 
-    /// Notes a request to `peer`; returns the bytes that it announced.
-    pub(super) fn asked(&mut self, peer: PeerIndex, key: StreamKey, now: Instant) -> u32 {
+    /// Notes a request to `peer`; returns the bytes that it announced. A request may last twice as long in each round of all
+    /// advertisers, for when it is this node's own link that is slow.
+    pub(super) fn asked(
+        &mut self,
+        peer: PeerIndex,
+        key: StreamKey,
+        limits: &FetchLimits,
+        now: Instant,
+    ) -> u32 {
         let mut size = 0;
         if let Some(at) = self.at(peer) {
             let advertiser = &mut self.advertisers[at];
@@ -141,9 +147,11 @@ impl Task {
             advertiser.ticket = None;
             size = advertiser.size;
         }
-        self.flights.push(Flight { peer, key, size, asked_at: now, heard_at: None, blamed: false });
+        let whole = limits.hedge_max + Duration::from_nanos(u64::from(size) * 1_000_000_000 / SLOWEST);
+        let round = self.requests / self.advertisers.len().max(1) as u32;
+        let ends_at = now + whole * (1 << round.min(6));
+        self.flights.push(Flight { peer, key, size, asked_at: now, ends_at, heard_at: None, blamed: false });
         self.open = None;
-        self.refused_at = None;
         self.requests += 1;
         size
     }
@@ -176,21 +184,14 @@ impl Task {
     }
 
     /// When patience with a request ends: after a silence that is long for its peer, or when it has lasted
-    /// too long in all. A peer that trickles bytes must not hold up what others have. Each request of a fetch
-    /// gets twice the time of the one before, for when it is this node's own link that is slow.
+    /// too long in all: a peer that trickles bytes must not hold up what others have.
     fn deadline(&self, flight: &Flight, peers: &[Peer], limits: &FetchLimits) -> Instant {
         if flight.blamed {
             return flight.asked_at;
         }
         let latency = peers.get(flight.peer.index()).and_then(|peer| peer.latency.estimate());
         let silence = latency.unwrap_or(limits.hedge_max / 4).max(limits.hedge_min).min(limits.hedge_max);
-        (flight.heard_at.unwrap_or(flight.asked_at) + silence).min(self.ends_at(flight, limits))
-    }
-
-    /// When a request has lasted too long in all.
-    pub(super) fn ends_at(&self, flight: &Flight, limits: &FetchLimits) -> Instant {
-        let whole = limits.hedge_max + Duration::from_nanos(u64::from(flight.size) * 1_000_000_000 / SLOWEST);
-        flight.asked_at + whole * (1 << self.requests.saturating_sub(1).min(6))
+        (flight.heard_at.unwrap_or(flight.asked_at) + silence).min(flight.ends_at)
     }
 
     /// When something is to be done though nothing arrives, and what.

@@ -381,15 +381,17 @@ fn one_class_does_not_use_the_budget_of_another() {
 }
 
 #[test]
-fn small_bodies_do_not_keep_a_large_one_waiting_for_ever() {
+fn bodies_that_others_owe_do_not_keep_a_peer_from_being_asked_for_one_at_a_time() {
     let mut world = world();
     world.want(1, Class::High, 900, &[B], at(0));
     world.want(2, Class::High, 900, &[C], at(0));
     assert!(world.next(B, at(0)).is_some() && world.next(C, at(0)).is_some());
     world.want(3, Class::High, 1500, &[A], at(0));
+    world.want(4, Class::High, 100, &[A], at(0));
+    let large = world.next(A, at(0)).unwrap();
     assert!(world.next(A, at(0)).is_none());
-    world.pass(at(2000));
-    assert_eq!(world.next_byte(A, at(2000)), Some(3), "200 bytes are free and it has waited");
+    world.reply(A, large, Outcome::Found, at(1));
+    assert_eq!(world.next_byte(A, at(1)), Some(4));
 }
 
 #[test]

@@ -246,7 +246,7 @@ pub(super) fn stalled_consumer(world: &mut World) -> Result<(), String> {
             world.until(Duration::from_secs(5), "nothing named any more", gone)?;
         }
         most = most.max(world.census(1).tellings);
-        ensure(most <= 65 + 2 * peak, || format!("P4: {most} events wait, of {peak} artifacts at a time"))?;
+        ensure(most <= 65 + 4 * peak, || format!("P4: {most} events wait, of {peak} artifacts at a time"))?;
         ensure(world.census(1).body_bytes <= 2_000, || format!("P4: {:?}", world.census(1)))?;
     }
     ensure(most > 60, || format!("only {most} events ever waited"))?;
