@@ -125,6 +125,15 @@ impl World {
         self.at(at, Happening::Arrive { from, to, connection, cargo: Cargo::Answer(id) });
     }
 
+    /// "Not found", after so long.
+    fn answer_late(&mut self, from: usize, to: usize, connection: u64, key: StreamKey, wait: Duration) {
+        let Some(id) = self.flows.find(from, to, key) else { return };
+        if let Some(Flow { what: What::Fetch { answer, .. }, .. }) = self.flows.get(id) {
+            *answer = Some(Reply::NotFound);
+        }
+        self.after(wait, Happening::Arrive { from, to, connection, cargo: Cargo::Answer(id) });
+    }
+
     /// Something arrives, unless its connection is gone or a cut holds it.
     pub(super) fn arrive(
         &mut self,
@@ -252,6 +261,7 @@ impl World {
         match hostile.answer(&request, &self.options) {
             Answer::Reply(reply) => self.send_reply(to, from, connection, key, reply),
             Answer::Trickle(body) => self.trickle(to, from, connection, key, body),
+            Answer::Late(wait) => self.answer_late(to, from, connection, key, wait),
             Answer::Silence => (),
         }
     }

@@ -1,6 +1,7 @@
 //! A hostile member: no engine, no tables, only lies. What it says is well-formed, for the transport closes on anything else.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -40,6 +41,8 @@ pub(super) enum Answer {
     /// Some bytes now and then, for long.
     Trickle(Bytes),
     Silence,
+    /// "Not found", after so long.
+    Late(Duration),
 }
 
 /// One way to answer every request.
@@ -51,6 +54,8 @@ pub(super) enum Manner {
     NotFound,
     Silent,
     Trickled,
+    /// "Not found", when the asker's patience is almost over.
+    Late,
 }
 
 impl Hostile {
@@ -161,6 +166,7 @@ impl Hostile {
         let body = self.heard.get(&(request.topic, request.id)).cloned().flatten();
         match (manner, body) {
             (Manner::Silent, _) => Answer::Silence,
+            (Manner::Late, _) => Answer::Late(Duration::from_millis(1_900)),
             (Manner::Wrong, _) => Answer::Reply(Reply::Found(self.noise())),
             (Manner::Trickled, Some(body)) => Answer::Trickle(body),
             (Manner::Served, Some(body)) => Answer::Reply(Reply::Found(body)),

@@ -2,6 +2,7 @@
 
 mod bodies;
 mod comings;
+mod lies;
 mod links;
 mod script;
 mod shares;
@@ -74,6 +75,12 @@ pub enum Scenario {
     Overtaking,
     /// Three makers send to one receiver, whose link is too narrow for all, and none is left out.
     SharedLink,
+    /// What one member says of an artifact between the change of a filter and the notice of it, and against another's word.
+    LateNotice,
+    /// Requests that are given up before they are answered, again and again, while the link is full.
+    GivenUp,
+    /// Two of seven name what an honest one names, too, and answer as slowly as they may.
+    Tricklers,
 }
 
 /// Bodies of this size are pushed, larger ones adverted.
@@ -81,7 +88,7 @@ const PUSHED: u64 = 100;
 
 impl Scenario {
     /// Every one.
-    pub const ALL: [Scenario; 28] = [
+    pub const ALL: [Scenario; 31] = [
         Scenario::LateJoiner,
         Scenario::FlappingLink,
         Scenario::ReceiverRestart,
@@ -110,6 +117,9 @@ impl Scenario {
         Scenario::WireCost,
         Scenario::Overtaking,
         Scenario::SharedLink,
+        Scenario::LateNotice,
+        Scenario::GivenUp,
+        Scenario::Tricklers,
     ];
 
     /// Its name on a command line.
@@ -143,6 +153,9 @@ impl Scenario {
             Scenario::WireCost => "wire-cost",
             Scenario::Overtaking => "overtaking",
             Scenario::SharedLink => "shared-link",
+            Scenario::LateNotice => "late-notice",
+            Scenario::GivenUp => "given-up",
+            Scenario::Tricklers => "tricklers",
         }
     }
 
@@ -153,7 +166,9 @@ impl Scenario {
             | Scenario::FirstAdvertiser
             | Scenario::PushDuringFetch
             | Scenario::BroadcastAgain
-            | Scenario::HangingPush => level == Level::Messages,
+            | Scenario::HangingPush
+            | Scenario::LateNotice
+            | Scenario::Tricklers => level == Level::Messages,
             Scenario::WireCost | Scenario::Overtaking | Scenario::SharedLink => level != Level::Messages,
             _ => true,
         }
@@ -169,7 +184,10 @@ impl Scenario {
             Scenario::SlotLimit
             | Scenario::VersionLimit
             | Scenario::FirstAdvertiser
-            | Scenario::HangingPush => (4, 1),
+            | Scenario::HangingPush
+            | Scenario::LateNotice
+            | Scenario::GivenUp => (4, 1),
+            Scenario::Tricklers => (7, 2),
             Scenario::SharedIds | Scenario::Liars => (5, 1),
             Scenario::VerdictOrders => (3, 0),
             Scenario::ReconnectWithMany => (2, 0),
@@ -215,6 +233,13 @@ impl Scenario {
                     topic.pending_bytes = 160_000;
                 }
             }
+            Scenario::LateNotice => {
+                (topic.largest, topic.push_threshold, topic.sequences) = (80_000, 75_000, true);
+                let swayed = TopicOptions { sway_percent: 100, sequences: false, ..topic.clone() };
+                topics.push(TopicOptions { push_threshold: PUSHED as u32, ..swayed });
+            }
+            Scenario::GivenUp => (topic.largest, topic.push_threshold) = (80_000, 75_000),
+            Scenario::Tricklers => (topic.largest, topic.pending_bytes) = (120_000, 300_000),
             Scenario::EveryTopicFull => {
                 let topic = topic.clone();
                 let classes = [Class::Critical, Class::High, Class::Bulk];
@@ -234,6 +259,7 @@ impl Scenario {
             Scenario::VerdictOrders => {
                 (links.lose_one_in, links.rate, links.window) = (0, 400_000, 200_000);
             }
+            Scenario::LateNotice => links.lose_one_in = 0,
             Scenario::FilterFlips => links.rate = 20_000,
             Scenario::PartitionHeals => links.window = 32_000,
             Scenario::ReconnectWithMany => (links.rate, links.window) = (100_000_000, 1 << 20),
@@ -271,6 +297,7 @@ impl Scenario {
             // What one has had stays counted, and nobody else sends it.
             Scenario::SharedLink | Scenario::Overtaking => options.datagrams.buffer = 64_000,
             Scenario::WireCost => options.datagrams.buffer = 64 << 20,
+            Scenario::GivenUp => (options.datagrams.buffer, options.datagrams.bidi_streams) = (16_000, 8),
             _ => (),
         }
     }
@@ -305,6 +332,9 @@ impl Scenario {
             Scenario::WireCost => shares::wire_cost(world),
             Scenario::Overtaking => shares::overtaking(world),
             Scenario::SharedLink => shares::shared_link(world),
+            Scenario::LateNotice => lies::late_notice(world),
+            Scenario::GivenUp => lies::given_up(world),
+            Scenario::Tricklers => lies::tricklers(world),
         }
     }
 }

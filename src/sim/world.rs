@@ -202,6 +202,10 @@ impl World {
         self.now
     }
 
+    pub(super) fn member_ids(&self) -> Vec<NodeId> {
+        self.ids.clone()
+    }
+
     pub(super) fn report(&self) -> Report {
         let digest = *self.digest.finalize().as_bytes();
         Report {

@@ -15,11 +15,11 @@ use crate::types::{ArtifactId, Attribute, HashKind, Slot, Version};
 use crate::wire::{Change, CloseCode, Frame, PushHead, Update};
 
 /// Bytes of a body that is adverted.
-const ADVERTED: usize = 400;
+pub(super) const ADVERTED: usize = 400;
 /// Bytes of a body that is pushed on a stream of its own.
-const STREAMED: usize = 70_000;
+pub(super) const STREAMED: usize = 70_000;
 /// Bytes of one that is adverted even in a topic that pushes those.
-const LARGEST: usize = 80_000;
+pub(super) const LARGEST: usize = 80_000;
 
 /// A maker aborts what somebody asks for, and broadcasts it again in the same slot: whatever comes first of "not found", the
 /// clear and the new advert, the body comes in the end.
@@ -151,7 +151,7 @@ pub(super) fn first_advertiser(world: &mut World) -> Result<(), String> {
         world.bring_held(0, 1, [0], |_, _| Ok(()))?;
         let longest = match manner {
             Manner::Wrong | Manner::NotFound | Manner::Served => 2 * trip + slack,
-            Manner::Silent | Manner::Trickled => patience + trip + slack,
+            Manner::Silent | Manner::Trickled | Manner::Late => patience + trip + slack,
         };
         let what = format!("the body, though the first advertiser's answer is {manner:?}");
         world.until(longest, &what, |world| world.had(1, &[id]) == 1)?;

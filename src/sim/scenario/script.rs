@@ -172,6 +172,10 @@ impl World {
         self.member(node)?.engine.state_of(topic_id(0), id)
     }
 
+    pub(super) fn state_in(&self, node: usize, topic: usize, id: &ArtifactId) -> Option<ArtifactState> {
+        self.member(node)?.engine.state_of(topic_id(topic), id)
+    }
+
     pub(super) fn census(&self, node: usize) -> Census {
         self.member(node).map(|m| m.engine.census()).unwrap_or_default()
     }
