@@ -226,3 +226,39 @@ fn noise(world: &mut World) -> Bytes {
     world.rng.fill(&mut body);
     Bytes::from(body)
 }
+
+/// A hostile member pushes one small body after another, each of which is wanted and kept for a while, into a room that an
+/// honest member's body needs almost alone: that one comes in the end.
+pub(super) fn flooding(world: &mut World) -> Result<(), String> {
+    world.pass(millis(500))?;
+    let mut version = 0;
+    for _ in 0..3 {
+        let mut id = None;
+        let end = world.now + Duration::from_secs(8);
+        for step in 0.. {
+            if step == 50 {
+                id = Some(world.make_sized(0, LARGEST)?);
+            }
+            if id.is_some_and(|id| world.had(LISTENER, &[id]) == 1) {
+                break;
+            }
+            ensure(world.now < end, || {
+                format!("P5: small bodies keep a large one out: {:?}", world.census(LISTENER))
+            })?;
+            let mut body = vec![0; 2_000];
+            world.rng.fill(&mut body);
+            version += 1;
+            let change = Change::Push { attribute: Attribute::EMPTY, body: Bytes::from(body) };
+            world.say(PUPPET, LISTENER, &[update(version as u32 % 40, version, change)])?;
+            world.pass(millis(1))?;
+            let held = world.census(LISTENER).body_bytes;
+            let busy = step < 40 || held > (90_000 - LARGEST) as u64 || id.is_some();
+            ensure(busy, || format!("{held} bytes keep nothing out"))?;
+        }
+        id.into_iter().try_for_each(|id| world.drop_one(0, id))?;
+    }
+    let clears = (0..40).map(|slot| update(slot, version + 1, Change::Clear));
+    world.say(PUPPET, LISTENER, &clears.collect::<Vec<_>>())?;
+    world.make_peace()?;
+    world.finish()
+}
