@@ -16,6 +16,7 @@
 
 mod carry;
 mod chaos;
+mod crowd;
 mod effort;
 mod flow;
 mod hanging;

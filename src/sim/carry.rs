@@ -37,7 +37,7 @@ impl World {
         };
         match named {
             Some((topic, id)) if member.engine.state_of(topic, &id) != Some(ArtifactState::Active) => {
-                Err(format!("P5: member {from} sends {to} the body of {id}, which is not active there"))
+                Err(format!("P6: member {from} sends {to} the body of {id}, which is not active there"))
             }
             _ => Ok(()),
         }
@@ -48,7 +48,7 @@ impl World {
         let Some(Actor::Honest(member)) = self.actors.get(node) else { return Ok(()) };
         let active = member.engine.state_of(topic, id) == Some(ArtifactState::Active);
         match !active && self.flows.carries(node, topic, id) {
-            true => Err(format!("P5: member {node} still sends the body of {id}, which it has aborted")),
+            true => Err(format!("P6: member {node} still sends the body of {id}, which it has aborted")),
             false => Ok(()),
         }
     }
@@ -188,7 +188,11 @@ impl World {
         cargo: &Cargo,
     ) -> Result<(), String> {
         let full = self.flows.assembling(from, to) >= limits(&self.options).pushes_in_assembly;
-        let Some(flow) = self.flows.get(id) else { return Ok(()) };
+        let Some(flow) = self.flows.get(id) else {
+            // Something came, of a stream that is over.
+            self.effort.arrived(to);
+            return Ok(());
+        };
         if !listens(flow, to) {
             return Ok(());
         }

@@ -184,6 +184,8 @@ pub struct TopicOptions {
     pub sway_percent: u64,
     /// Instead of these: what the filter says follows from the artifact's place among the 27 sequences of three verdicts.
     pub sequences: bool,
+    /// The longest that a replica keeps one delivery in four before it decides, even when all faults are over; zero for none.
+    pub muse: Duration,
 }
 
 /// What replicas do.
@@ -284,6 +286,7 @@ impl Options {
         options.habits.again_percent = if rng.one_in(3) { 10 + rng.below(60) } else { 0 };
         options.links.still_windows = rng.one_in(2);
         options.harden();
+        options.crowd();
         options.hang();
         options.sway();
         options.pester();
@@ -312,9 +315,12 @@ impl Options {
         let transfer = Duration::from_secs_f64(bytes as f64 / self.links.rate as f64);
         let hedges = Duration::from_secs(4) * (self.hostile as u32 + 1);
         let turn = 4 * trip + self.habits.think + Duration::from_millis(50);
-        let lie = if self.hostile > 0 { Duration::from_millis(500) } else { Duration::ZERO };
-        let turns: Duration =
-            self.topics.iter().map(|topic| (turn + lie).mul_f64(topic.turns(members))).sum();
+        let lie = Duration::from_millis(500) * self.hostile as u32;
+        let turns: Duration = self
+            .topics
+            .iter()
+            .map(|topic| (turn + lie + topic.muse).mul_f64(topic.turns(members) + 1.0))
+            .sum();
         2 * self.links.idle_timeout
             + Duration::from_secs(2)
             + self.habits.notice
@@ -352,6 +358,7 @@ impl TopicOptions {
             panic_percent: 0,
             sway_percent: 0,
             sequences: false,
+            muse: Duration::ZERO,
         }
     }
 }

@@ -81,6 +81,8 @@ pub enum Scenario {
     GivenUp,
     /// Two of seven name what an honest one names, too, and answer as slowly as they may.
     Tricklers,
+    /// A hostile member pushes one small body after another into a room that a large one needs.
+    Flooding,
 }
 
 /// Bodies of this size are pushed, larger ones adverted.
@@ -88,7 +90,7 @@ const PUSHED: u64 = 100;
 
 impl Scenario {
     /// Every one.
-    pub const ALL: [Scenario; 31] = [
+    pub const ALL: [Scenario; 32] = [
         Scenario::LateJoiner,
         Scenario::FlappingLink,
         Scenario::ReceiverRestart,
@@ -120,6 +122,7 @@ impl Scenario {
         Scenario::LateNotice,
         Scenario::GivenUp,
         Scenario::Tricklers,
+        Scenario::Flooding,
     ];
 
     /// Its name on a command line.
@@ -156,6 +159,7 @@ impl Scenario {
             Scenario::LateNotice => "late-notice",
             Scenario::GivenUp => "given-up",
             Scenario::Tricklers => "tricklers",
+            Scenario::Flooding => "flooding",
         }
     }
 
@@ -168,7 +172,8 @@ impl Scenario {
             | Scenario::BroadcastAgain
             | Scenario::HangingPush
             | Scenario::LateNotice
-            | Scenario::Tricklers => level == Level::Messages,
+            | Scenario::Tricklers
+            | Scenario::Flooding => level == Level::Messages,
             Scenario::WireCost | Scenario::Overtaking | Scenario::SharedLink => level != Level::Messages,
             _ => true,
         }
@@ -186,7 +191,8 @@ impl Scenario {
             | Scenario::FirstAdvertiser
             | Scenario::HangingPush
             | Scenario::LateNotice
-            | Scenario::GivenUp => (4, 1),
+            | Scenario::GivenUp
+            | Scenario::Flooding => (4, 1),
             Scenario::Tricklers => (7, 2),
             Scenario::SharedIds | Scenario::Liars => (5, 1),
             Scenario::VerdictOrders => (3, 0),
@@ -239,6 +245,7 @@ impl Scenario {
                 topics.push(TopicOptions { push_threshold: PUSHED as u32, ..swayed });
             }
             Scenario::GivenUp => (topic.largest, topic.push_threshold) = (80_000, 75_000),
+            Scenario::Flooding => (topic.largest, topic.pending_bytes) = (80_000, 90_000),
             Scenario::Tricklers => (topic.largest, topic.pending_bytes) = (120_000, 300_000),
             Scenario::EveryTopicFull => {
                 let topic = topic.clone();
@@ -290,6 +297,7 @@ impl Scenario {
                 busy(options, 50, 30);
                 options.habits.act_every = Duration::from_millis(2);
             }
+            Scenario::Flooding => options.habits.think = Duration::from_millis(30),
             // A member that lost its memory must be told again what it had named.
             Scenario::ReceiverRestart | Scenario::PushDuringFetch | Scenario::MakerDies => {
                 options.habits.relay_percent = 100;
@@ -335,6 +343,7 @@ impl Scenario {
             Scenario::LateNotice => lies::late_notice(world),
             Scenario::GivenUp => lies::given_up(world),
             Scenario::Tricklers => lies::tricklers(world),
+            Scenario::Flooding => lies::flooding(world),
         }
     }
 }
@@ -377,6 +386,7 @@ fn quiet(seed: u64) -> Options {
             panic_percent: 0,
             sway_percent: 0,
             sequences: false,
+            muse: Duration::ZERO,
         }],
         habits: Habits {
             act_every: Duration::ZERO,
@@ -407,7 +417,7 @@ fn calm(seed: u64) -> Options {
     options.links.window = options.links.window.max(tables);
     for topic in &mut options.topics {
         (topic.later_percent, topic.discard_percent, topic.panic_percent) = (0, 0, 0);
-        topic.sway_percent = 0;
+        (topic.sway_percent, topic.muse) = (0, Duration::ZERO);
         topic.pending_bytes = u64::from(topic.slots) * options.members as u64 * topic.largest;
     }
     options

@@ -603,10 +603,20 @@ impl World {
             if let Some(id) = self.oracle.hear(member, node, topic, &event, &self.bodies)? {
                 let delay =
                     Duration::from_nanos(self.rng.below(self.options.habits.think.as_nanos() as u64 + 1));
+                let delay = delay + self.muse(topic);
                 self.after(delay, Happening::Decide { node, topic, id });
             }
         }
         Ok(consumed)
+    }
+
+    /// How much longer a replica thinks about this one.
+    fn muse(&mut self, topic: TopicId) -> Duration {
+        let longest = self.options.topics[usize::from(topic.0) - 1].muse;
+        match self.asides.one_in(if longest.is_zero() { 0 } else { 4 }) {
+            true => Duration::from_nanos(self.asides.below(longest.as_nanos() as u64)),
+            false => Duration::ZERO,
+        }
     }
 
     /// Sees to it that the next timer happens.

@@ -8,11 +8,11 @@ use super::script::{adverted, ensure, millis, orders, update};
 use crate::config::Verdict;
 use crate::engine::ArtifactState;
 use crate::sim::hostile::Manner;
-use crate::sim::member::{SEQUENCES, sequence, topic_id};
+use crate::sim::member::{SEQUENCES, limits, sequence, topic_id};
 use crate::sim::net::Cargo;
 use crate::sim::world::{Actor, World};
 use crate::types::{ArtifactId, Attribute, HashKind, Slot, Version};
-use crate::wire::{Change, CloseCode, Frame, PushHead, Update};
+use crate::wire::{Change, CloseCode, Frame, PushHead, Resync, Update};
 
 /// Bytes of a body that is adverted.
 pub(super) const ADVERTED: usize = 400;
@@ -200,16 +200,25 @@ pub(super) fn hanging_push(world: &mut World) -> Result<(), String> {
     const PUPPET: usize = 3;
     world.pass(millis(300))?;
     let room = (world.options.topics[0].pending_bytes / STREAMED as u64) as u32;
+    let most = limits(&world.options).pushes_in_assembly as u32;
+    ensure(room < most, || format!("no link takes {} pushes at a time", room + 1))?;
     for round in 0..5 {
         world.hold(0, 1);
         let id = world.make_sized(0, STREAMED)?;
         world.until(Duration::from_secs(5), "the push on its way", |world| world.held(0, 1).len() == 2)?;
         world.begin_push(PUPPET, 1, head(0, round, id))?;
         world.until(Duration::from_secs(1), "the hostile push", |world| world.state(1, &id).is_some())?;
-        world.bring_held(0, 1, 0..2, |_, _| Ok(()))?;
-        world.until(Duration::from_secs(2), "what an honest member pushed, too", |world| {
-            world.had(1, &[id]) == 1
+        let asked = world.count(1, |c| c.requests_sent);
+        world.bring_held(0, 1, 0..2, |world, place| {
+            let (here, coming) = (world.had(1, &[id]), world.census(1).arriving);
+            // First both are on their way; then one is here, and nothing is left of the other.
+            ensure((here, coming) == [(0, 2), (1, 0)][place], || {
+                format!("P1: {here} is here and {coming} arrive after step {place} of the honest push")
+            })
         })?;
+        world.pass(millis(200))?;
+        let asked = world.count(1, |c| c.requests_sent) - asked;
+        ensure(asked == 0, || format!("P6: {asked} requests for what an honest member pushes"))?;
         let mut named = Vec::new();
         for slot in 1..40 {
             let mut made_up = [0; 32];
@@ -234,8 +243,11 @@ pub(super) fn hanging_push(world: &mut World) -> Result<(), String> {
         ids.iter().chain([&id]).try_for_each(|id| world.drop_one(0, *id))?;
         world.close(1, PUPPET, CloseCode::Shutdown)?;
         world.until(Duration::from_secs(5), "the hostile one again", |world| {
-            world.connection(PUPPET, 1).is_some()
+            world.connection(PUPPET, 1).is_some() && world.connection(1, PUPPET).is_some()
         })?;
+        let nothing = Resync { topic: topic_id(0), version: Version(0), occupied: Bytes::new() };
+        world.say(PUPPET, 1, &[Frame::Resync(nothing)])?;
+        world.until(Duration::from_secs(5), "nothing named", |world| world.census(1).named == 0)?;
         world.pass(millis(500))?;
     }
     world.make_peace()?;
