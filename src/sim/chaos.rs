@@ -394,7 +394,5 @@ impl super::member::Member {
         }
         self.known
             .retain(|(topic, id), known| *known != Known::Released || engine.state_of(*topic, id).is_some());
-        let ended = &self.ended;
-        self.current.retain(|one| ended.contains(one) || engine.state_of(one.0, &one.1).is_some());
     }
 }
