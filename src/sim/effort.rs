@@ -34,9 +34,6 @@ struct Ledger {
 impl Effort {
     /// Calls that are free.
     const FREE: u64 = 64;
-    /// Calls for each thing that came: every link of up to six is asked after it. Up to 6.01 were seen, where most of what
-    /// comes are requests and their being given up.
-    const EACH: u64 = 8;
     /// How often each fetch may wake the engine. An eighth of that was seen.
     const PACE: Duration = Duration::from_millis(20);
 
@@ -93,7 +90,9 @@ impl Effort {
         (ledger.fetches, ledger.seen) = (fetches as u64, now);
         let pace = ledger.waited / Self::PACE.as_nanos() as u64;
         let idle = ledger.timeouts <= Self::FREE + pace;
-        let busy = ledger.spent <= Self::FREE + Self::EACH * ledger.granted;
+        // Each thing that came may set off two rounds of a turn, which ask every link that has requests, budgets or not.
+        let each = 2 * (1 + self.links) + 2;
+        let busy = ledger.spent <= Self::FREE + each * ledger.granted;
         if idle && busy { Ok(()) } else { Err(format!("M3: member {node} does too much: {ledger:?}")) }
     }
 }
