@@ -374,6 +374,8 @@ impl World {
 impl super::member::Member {
     /// Aborts and releases everything.
     pub(super) fn let_go(&mut self, now: Instant, fx: &mut Effects) {
+        // Nothing is judged by it any more.
+        self.current.clear();
         for (topic, id) in self.own.clone() {
             self.abort(topic, id, now, fx);
         }

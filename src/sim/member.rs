@@ -50,7 +50,7 @@ pub(super) struct Member {
     pub(super) had: BTreeSet<(TopicId, ArtifactId)>,
     /// Of that, what it need not be given again: its engine has not forgotten it since, or it was active here and let go of.
     pub(super) current: BTreeSet<(TopicId, ArtifactId)>,
-    /// What was active here and is not since the replica said so.
+    /// What was active here once, and was aborted: others who knew that need not tell of it again.
     pub(super) ended: BTreeSet<(TopicId, ArtifactId)>,
     /// How often the engine had forgotten something, when it was last looked.
     pub(super) forgotten: u64,

@@ -62,7 +62,6 @@ impl Oracle {
                 self.delivered += 1;
                 member.had.insert((topic, id));
                 member.current.insert((topic, id));
-                member.ended.remove(&(topic, id));
                 Ok(Some(id))
             }
             Event::Withdrawn { id } => {
