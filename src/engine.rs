@@ -172,7 +172,7 @@ struct Link {
     /// Frames that precede everything else. At most one per topic and kind, and what names the slots that are held of the peer,
     /// about two bytes for each.
     control: VecDeque<Frame>,
-    /// Updates of the peer that were not taken, and that it must hear of; at most [`Engine::MAX_REFUSALS`].
+    /// Updates of the peer that were not taken, and that it must hear of; at most [`Limits::REFUSALS`].
     refusals: VecDeque<Refused>,
     /// The peer has said which start of it speaks.
     greeted: bool,
@@ -225,11 +225,11 @@ pub struct Engine {
     counters: EngineCounters,
 }
 
+const _: () = assert!(size_of::<Refused>() as u64 <= Limits::REFUSED_BYTES);
+
 impl Engine {
     /// Topics that a peer may open, and so frames that it may make us keep.
     const MAX_TOPICS: usize = 256;
-    /// Refusals that wait for room at one peer's link; more are only counted. A table of the default size fits.
-    const MAX_REFUSALS: usize = 4096;
 
     /// An engine without topics and connections.
     pub fn new(config: EngineConfig) -> Engine {

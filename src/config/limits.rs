@@ -156,6 +156,12 @@ impl Limits {
     const NAMED_BYTES: u64 = 1024;
     /// The same for each artifact of this node: about 1,100.
     const ACTIVE_BYTES: u64 = 1536;
+    /// Refusals that wait for room at one peer's link; more are only counted. A table of the default size fits.
+    pub const REFUSALS: usize = 4096;
+    /// Memory that one of them takes.
+    pub(crate) const REFUSED_BYTES: u64 = 32;
+    /// Memory that the engine and the transport need to name one stream.
+    const STREAM_BYTES: u64 = 512;
 
     /// Derives the bounds. What all peers may have in flight towards one socket fits its granted buffer, as long as that leaves
     /// each at least [`Limits::MIN_WINDOW`].
@@ -208,6 +214,10 @@ impl Limits {
         let fetching: u64 = self.fetch_peer_bytes.0.iter().sum();
         line(format!("fetches in assembly ({links} links)"), links * fetching);
         line("frames in assembly".to_owned(), links * u64::from(self.uni_streams) * MAX_BATCH as u64);
+        // Requests of the peer that wait, streams on which either pushes or answers, and what it must hear is not taken.
+        let streams = 3 * u64::from(self.bidi_streams) + u64::from(self.uni_streams);
+        let words = streams * Self::STREAM_BYTES + Self::REFUSALS as u64 * Self::REFUSED_BYTES;
+        line(format!("streams and refusals by name ({links} links)"), links * words);
         line("commands that wait".to_owned(), lanes * 4 * settings.commands as u64 * 128);
         line("batches being sent".to_owned(), links * 4 * MAX_FRAME as u64);
         lines

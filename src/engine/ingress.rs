@@ -1,6 +1,6 @@
 //! What links and the replica bring: every event of an artifact's life, as a transition of its [`Stage`].
 
-use crate::config::{Advert, Verdict};
+use crate::config::{Advert, Limits, Verdict};
 use crate::proto::{Active, Fault, Heard, Origin, Outcome, ViewEffect};
 use crate::types::{ArtifactId, Attribute, Class, Instant, PeerIndex, StreamKey, Verified};
 use crate::wire::{
@@ -160,7 +160,7 @@ impl Engine {
         self.counters.updates_refused += 1;
         self.blame(peer, Fault::OverLimit, now);
         let Some(link) = self.links.get_mut(peer.index()) else { return };
-        if link.refusals.len() < Self::MAX_REFUSALS {
+        if link.refusals.len() < Limits::REFUSALS {
             link.refusals.push_back(refused);
         }
     }

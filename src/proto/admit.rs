@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::ops::Bound;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::config::{Advert, Filter, Verdict};
@@ -16,8 +15,6 @@ use crate::types::{ArtifactId, NodeId};
 pub struct Admission {
     filter: Option<Filter>,
     later: BTreeMap<Key, Advert>,
-    /// How far the judgement after a change has come; `None` when it is complete.
-    pass: Option<Bound<Key>>,
     panics: u64,
 }
 
@@ -26,7 +23,7 @@ type Key = (ArtifactId, NodeId);
 impl Admission {
     /// Without a filter everything is wanted.
     pub fn new(filter: Option<Filter>) -> Admission {
-        Admission { filter, later: BTreeMap::new(), pass: None, panics: 0 }
+        Admission { filter, later: BTreeMap::new(), panics: 0 }
     }
 
     /// Asks the filter. A filter that panics is counted, and means `Later`: nothing is lost, nothing is
@@ -65,33 +62,12 @@ impl Admission {
     /// The replica says that its filter would judge differently now: all remembered adverts are judged again.
     /// Appends those that are not `Later` any more, by id; they are forgotten.
     pub fn handle_filter_changed(&mut self, fx: &mut Vec<(Advert, Verdict)>) {
-        self.restart();
-        self.judge_again(usize::MAX, fx);
-    }
-
-    /// Begins the same in steps; a judgement under way begins anew.
-    pub fn restart(&mut self) {
-        self.pass = Some(Bound::Unbounded);
-    }
-
-    /// Judges the next `at_most` adverts again, as
-    /// [`handle_filter_changed`](Admission::handle_filter_changed) does; whether more are left.
-    pub fn judge_again(&mut self, at_most: usize, fx: &mut Vec<(Advert, Verdict)>) -> bool {
-        let Some(from) = self.pass.take() else { return false };
-        let next = self.later.range((from, Bound::Unbounded)).take(at_most).map(|(key, _)| *key);
-        let next: Vec<Key> = next.collect();
-        for key in &next {
-            let Some(advert) = self.later.get(key).cloned() else { continue };
-            let verdict = self.ask(&advert);
-            if verdict != Verdict::Later {
-                self.later.remove(key);
-                fx.push((advert, verdict));
+        for (key, advert) in std::mem::take(&mut self.later) {
+            match self.ask(&advert) {
+                Verdict::Later => drop(self.later.insert(key, advert)),
+                verdict => fx.push((advert, verdict)),
             }
         }
-        if let Some(last) = next.last().filter(|_| next.len() == at_most) {
-            self.pass = Some(Bound::Excluded(*last));
-        }
-        self.pass.is_some()
     }
 
     /// Adverts that wait for the filter to change.
@@ -207,22 +183,6 @@ mod tests {
         admission.handle_filter_changed(&mut fx);
         assert_eq!(fx, [(advert(2, 0, 7), Verdict::Want), (advert(2, 255, 7), Verdict::Want)]);
         assert!(admission.is_empty());
-    }
-
-    #[test]
-    fn a_changed_filter_can_be_asked_in_steps() {
-        let (mut admission, size) = by_size();
-        for byte in 0..5 {
-            admission.judge(&advert(byte, 1, 7));
-        }
-        size.store(7, Ordering::Relaxed);
-        let mut fx = Vec::new();
-        assert!(!admission.judge_again(2, &mut fx), "the filter has not changed");
-        admission.restart();
-        assert!(admission.judge_again(2, &mut fx));
-        assert!(admission.judge_again(2, &mut fx));
-        assert!(!admission.judge_again(2, &mut fx));
-        assert_eq!(fx.len(), 5);
     }
 
     #[test]

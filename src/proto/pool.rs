@@ -138,11 +138,6 @@ impl Pool {
         self.held.get(id).filter(|held| held.stage == Stage::Validated).map(|held| &held.bytes)
     }
 
-    /// Whether a received body of `size` bytes would fit now.
-    pub fn room(&self, size: u32) -> bool {
-        fits(size.into(), self.unvalidated, self.limits.unvalidated_bytes).is_ok()
-    }
-
     /// Bytes of bodies in a stage.
     pub fn bytes(&self, stage: Stage) -> u64 {
         match stage {
@@ -227,7 +222,6 @@ mod tests {
     fn each_stage_has_its_own_budget() {
         let mut pool = pool();
         received(&mut pool, 1, 50).unwrap();
-        assert!(!pool.room(1) && pool.room(0));
         assert_eq!(received(&mut pool, 2, 1), Err(PoolFull { size: 1, used: 50, limit: 50 }));
         own(&mut pool, 3, 100).unwrap();
         assert!(own(&mut pool, 4, 1).is_err());

@@ -16,19 +16,18 @@ pub enum Fault {
     Protocol,
     /// An update beyond the limits that this node has stated.
     OverLimit,
-    /// More requests than it may have in flight, or the same one over and over.
-    Flood,
     /// A request that it advertised to serve was answered "not found", or broke. Happens between honest
     /// peers, too.
     Unserved,
-    /// It let a request wait until another peer was asked. Happens between honest peers, too.
+    /// It let a request wait until another peer was asked, or a push while others waited for its room. Happens
+    /// between honest peers, too.
     Silence,
 }
 
 impl Fault {
     /// Every kind.
-    pub const ALL: [Fault; 6] =
-        [Fault::WrongBytes, Fault::Protocol, Fault::OverLimit, Fault::Flood, Fault::Unserved, Fault::Silence];
+    pub const ALL: [Fault; 5] =
+        [Fault::WrongBytes, Fault::Protocol, Fault::OverLimit, Fault::Unserved, Fault::Silence];
 
     /// Its name in metrics.
     pub fn name(self) -> &'static str {
@@ -36,7 +35,6 @@ impl Fault {
             Fault::WrongBytes => "wrong_bytes",
             Fault::Protocol => "protocol",
             Fault::OverLimit => "over_limit",
-            Fault::Flood => "flood",
             Fault::Unserved => "unserved",
             Fault::Silence => "silence",
         }
@@ -46,7 +44,7 @@ impl Fault {
     fn weight(self) -> u64 {
         match self {
             Fault::WrongBytes | Fault::Protocol => 1000,
-            Fault::OverLimit | Fault::Flood => 100,
+            Fault::OverLimit => 100,
             Fault::Unserved | Fault::Silence => 10,
         }
     }

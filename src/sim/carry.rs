@@ -190,8 +190,7 @@ impl World {
         let full = self.flows.assembling(from, to) >= limits(&self.options).pushes_in_assembly;
         let Some(flow) = self.flows.get(id) else {
             // Something came, of a stream that is over.
-            self.effort.arrived(to);
-            return Ok(());
+            return Ok(self.effort.arrived(to));
         };
         if !listens(flow, to) {
             return Ok(());
