@@ -189,8 +189,8 @@ impl World {
     ) -> Result<(), String> {
         let full = self.flows.assembling(from, to) >= limits(&self.options).pushes_in_assembly;
         let Some(flow) = self.flows.get(id) else {
-            // Something came, of a stream that is over.
-            return Ok(self.effort.arrived(to));
+            self.effort.arrived(to);
+            return Ok(());
         };
         if !listens(flow, to) {
             return Ok(());
