@@ -189,7 +189,6 @@ impl World {
     ) -> Result<(), String> {
         let full = self.flows.assembling(from, to) >= limits(&self.options).pushes_in_assembly;
         let Some(flow) = self.flows.get(id) else {
-            // Something came, of a stream that is over.
             self.effort.arrived(to);
             return Ok(());
         };

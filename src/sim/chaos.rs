@@ -374,6 +374,8 @@ impl World {
 impl super::member::Member {
     /// Aborts and releases everything.
     pub(super) fn let_go(&mut self, now: Instant, fx: &mut Effects) {
+        // Nothing is judged by it any more.
+        self.current.clear();
         for (topic, id) in self.own.clone() {
             self.abort(topic, id, now, fx);
         }
@@ -394,5 +396,7 @@ impl super::member::Member {
         }
         self.known
             .retain(|(topic, id), known| *known != Known::Released || engine.state_of(*topic, id).is_some());
+        let ended = &self.ended;
+        self.current.retain(|one| ended.contains(one) || engine.state_of(one.0, &one.1).is_some());
     }
 }

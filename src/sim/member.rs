@@ -48,6 +48,10 @@ pub(super) struct Member {
     pub(super) known: BTreeMap<(TopicId, ArtifactId), Known>,
     /// What the replica has had since the start. Others who still have it need not tell: it was let go of on purpose.
     pub(super) had: BTreeSet<(TopicId, ArtifactId)>,
+    /// Of that, what it need not be given again: its engine has not forgotten it since, or it was active here and let go of.
+    pub(super) current: BTreeSet<(TopicId, ArtifactId)>,
+    /// What was active here once, and was aborted: others who knew that need not tell of it again.
+    pub(super) ended: BTreeSet<(TopicId, ArtifactId)>,
     /// How often the engine had forgotten something, when it was last looked.
     pub(super) forgotten: u64,
     /// What it aborted last of its own.
@@ -147,6 +151,8 @@ impl Member {
             own: BTreeSet::new(),
             known: BTreeMap::new(),
             had: BTreeSet::new(),
+            current: BTreeSet::new(),
+            ended: BTreeSet::new(),
             forgotten: 0,
             aborted: None,
             refused: BTreeSet::new(),
@@ -209,6 +215,7 @@ impl Member {
         }
         self.own.insert((topic, id));
         self.had.insert((topic, id));
+        self.current.insert((topic, id));
         // A `Withdrawn` may be on its way.
         match self.known.get_mut(&(topic, id)) {
             Some(known @ (Known::Held | Known::Leaving))
@@ -226,6 +233,9 @@ impl Member {
     pub(super) fn abort(&mut self, topic: TopicId, id: ArtifactId, now: Instant, fx: &mut Effects) {
         if self.own.remove(&(topic, id)) {
             self.aborted = Some((topic, id));
+        }
+        if self.engine.state_of(topic, &id) == Some(ArtifactState::Active) {
+            self.ended.insert((topic, id));
         }
         self.refused.retain(|(of, what, _)| (*of, *what) != (topic, id));
         if let Some(known) = self.known.get_mut(&(topic, id)).filter(|known| **known != Known::Leaving) {

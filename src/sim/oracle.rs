@@ -61,6 +61,7 @@ impl Oracle {
                 }
                 self.delivered += 1;
                 member.had.insert((topic, id));
+                member.current.insert((topic, id));
                 Ok(Some(id))
             }
             Event::Withdrawn { id } => {
@@ -137,7 +138,8 @@ impl Oracle {
                     if judge(topic, &Word::honest(id, self.ids[maker]), SETTLED) != Verdict::Want {
                         continue;
                     }
-                    let lacks = |(_, other): &(usize, &Member)| !other.had.contains(&(topic_id(number), id));
+                    let lacks =
+                        |(_, other): &(usize, &Member)| !other.current.contains(&(topic_id(number), id));
                     if let Some((at, other)) = self.members(actors).find(lacks) {
                         let standing = other.engine.state_of(topic_id(number), &id);
                         return Some(format!(
