@@ -16,6 +16,7 @@ mod task;
 #[cfg(test)]
 mod tests;
 
+use std::cmp::Ordering;
 use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
@@ -480,22 +481,25 @@ impl Fetch {
         if self.is_better_elsewhere(peer, ticket.slot) { Considered::Declined } else { Considered::Take }
     }
 
-    /// Whether a faster advertiser with room should have this fetch. It has that precedence for a moment
-    /// only: its link may have no room though its budget has.
+    /// Whether another advertiser with room should have this fetch: one that was asked for it less often, for as long as a
+    /// silence may last, or a faster one for a moment. No longer: its link may have no room though its budget has.
     fn is_better_elsewhere(&self, peer: PeerIndex, slot: usize) -> bool {
         let task = &self.tasks[slot];
-        if task.open.is_none_or(|since| self.now >= since + self.limits.hedge_min) {
-            return false;
-        }
+        let Some(open) = task.open.map(|since| self.now.saturating_since(since)) else { return false };
         let rank = |of: PeerIndex| self.peers[of.index()].rank(of, task.explore);
-        let own = rank(peer);
+        let (own, asked) = (rank(peer), task.at(peer).map_or(0, |at| task.advertisers[at].asked));
         task.advertisers.iter().any(|other| {
             let load = &self.peers[other.peer.index()].load[task.class];
-            other.peer != peer
+            let better = match other.asked.cmp(&asked) {
+                Ordering::Less => open < self.limits.hedge_max,
+                Ordering::Equal => open < self.limits.hedge_min && rank(other.peer) < own,
+                Ordering::Greater => false,
+            };
+            better
+                && other.peer != peer
                 && other.state == State::Fresh
                 && self.has_room(other.peer, task.class)
                 && load.fits(other.size.into(), self.limits.per_peer_bytes[task.class])
-                && rank(other.peer) < own
         })
     }
 

@@ -47,6 +47,8 @@ pub(super) struct Advertiser {
     pub(super) state: State,
     /// The number of the ticket that waits in its queue.
     pub(super) ticket: Option<u64>,
+    /// How often it was asked for this one.
+    pub(super) asked: u32,
 }
 
 /// ```text
@@ -115,7 +117,8 @@ impl Task {
         match self.advertisers.binary_search_by_key(&peer, |advertiser| advertiser.peer) {
             Ok(_) => false,
             Err(at) => {
-                self.advertisers.insert(at, Advertiser { peer, size, state: State::Fresh, ticket: None });
+                self.advertisers
+                    .insert(at, Advertiser { peer, size, state: State::Fresh, ticket: None, asked: 0 });
                 true
             }
         }
@@ -145,6 +148,7 @@ impl Task {
             let advertiser = &mut self.advertisers[at];
             advertiser.state = State::Asked;
             advertiser.ticket = None;
+            advertiser.asked += 1;
             size = advertiser.size;
         }
         let whole = limits.hedge_max + Duration::from_nanos(u64::from(size) * 1_000_000_000 / SLOWEST);
@@ -205,7 +209,8 @@ impl Task {
         wakes[1] = self.retry_at.map(|at| (at, "fetch retry"));
         wakes[2] = match self.open {
             Some(since) if self.advertisers.len() > 1 => {
-                Some((since + limits.hedge_min, "fetch preference")).filter(|(at, _)| *at > now)
+                let ends = [limits.hedge_min, limits.hedge_max].map(|span| since + span);
+                ends.into_iter().find(|at| *at > now).map(|at| (at, "fetch preference"))
             }
             Some(_) => None,
             None => {
