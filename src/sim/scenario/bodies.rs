@@ -199,6 +199,8 @@ pub(super) fn push_during_fetch(world: &mut World) -> Result<(), String> {
 pub(super) fn hanging_push(world: &mut World) -> Result<(), String> {
     const PUPPET: usize = 3;
     world.pass(millis(300))?;
+    // So that it states no table of its own.
+    world.puppet(PUPPET)?.manner = Some(Manner::Silent);
     let room = (world.options.topics[0].pending_bytes / STREAMED as u64) as u32;
     let most = limits(&world.options).pushes_in_assembly as u32;
     ensure(room < most, || format!("no link takes {} pushes at a time", room + 1))?;
