@@ -243,7 +243,11 @@ pub(super) fn hanging_push(world: &mut World) -> Result<(), String> {
             world.had(1, &ids) == 3
         })?;
         ids.iter().chain([&id]).try_for_each(|id| world.drop_one(0, *id))?;
+        let before = world.connection(PUPPET, 1);
         world.close(1, PUPPET, CloseCode::Shutdown)?;
+        world.until(Duration::from_secs(5), "the end at the hostile one", |world| {
+            world.connection(PUPPET, 1) != before
+        })?;
         world.until(Duration::from_secs(5), "the hostile one again", |world| {
             world.connection(PUPPET, 1).is_some() && world.connection(1, PUPPET).is_some()
         })?;
