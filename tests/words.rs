@@ -83,6 +83,17 @@ fn a_push_goes_on_beside_a_hanging_one_which_ends_with_it() {
 }
 
 #[test]
+fn who_began_to_push_what_is_fetched_is_asked_when_the_push_breaks() {
+    let mut lane = Lane::new();
+    lane.say(SILENT, 0, 1, advert(ID, SIZE));
+    assert_eq!(lane.asked(SILENT, Duration::from_secs(1)), [ID]);
+    let (key, head) = lane.push(HONEST, 0, ID, SIZE);
+    let broken = Incoming::PushBroken { key, head };
+    lane.engine.handle_link(HONEST, broken, lane.now, &mut Effects::new());
+    assert_eq!(lane.asked(HONEST, Duration::from_secs(3)), [ID]);
+}
+
+#[test]
 fn a_push_ends_when_the_body_comes_as_an_answer() {
     let mut lane = Lane::with(|topic| topic.class = Class::Critical);
     let body = Verified::hash(HashKind::Blake3, Bytes::from(vec![7; SIZE as usize]));

@@ -74,7 +74,7 @@ impl Engine {
         }
     }
 
-    /// A push ended without its body: the artifact is fetched instead.
+    /// A push ended without its body: the artifact is fetched instead, if need be from the same peer.
     pub(super) fn push_broken(
         &mut self,
         peer: PeerIndex,
@@ -84,11 +84,11 @@ impl Engine {
         now: Instant,
     ) {
         let Some(index) = self.index_of(topic) else { return };
-        if self.stage(index, &id) != Some(Stage::Arriving { peer, key }) {
-            return;
-        }
-        if let Some(topic) = self.topics.get_mut(index) {
-            topic.advance(&id, Stage::Fetching);
+        let Some(topic) = self.topics.get_mut(index) else { return };
+        match topic.stage(&id) {
+            Some(stage) if stage == (Stage::Arriving { peer, key }) => topic.advance(&id, Stage::Fetching),
+            Some(Stage::Fetching) => (),
+            _ => return,
         }
         self.want(index, &id, None, now);
     }
