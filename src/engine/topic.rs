@@ -336,20 +336,16 @@ impl Topic {
     /// Lets the first in turn take another one: for long the replica has held what is in its way, which perhaps it can let go
     /// only after others have come.
     pub(super) fn step_back(&mut self, now: Instant) {
-        let Some((first, _)) =
-            self.starved.steps_back().filter(|_| self.steps_back_at().is_some_and(|at| at <= now))
-        else {
-            return;
-        };
+        let Some((first, _)) = self.steps_back().filter(|(_, at)| *at <= now) else { return };
         if let Some(turn) = self.ledger.get_mut(&first).and_then(|entry| entry.turn.take()) {
             self.starved.remove(turn);
             self.take_turn(&first);
         }
     }
 
-    fn steps_back_at(&self) -> Option<Instant> {
+    fn steps_back(&self) -> Option<(ArtifactId, Instant)> {
         let (first, at) = self.starved.steps_back()?;
-        self.ledger.get(&first).filter(|entry| !self.could_fit(entry.size)).map(|_| at)
+        self.ledger.get(&first).filter(|entry| !self.could_fit(entry.size)).map(|_| (first, at))
     }
 
     /// Whether the body of an artifact has room now.
@@ -379,7 +375,7 @@ impl Topic {
     /// When room goes to something else that starves, if nothing happens before.
     pub(super) fn next_turn(&self) -> Option<Instant> {
         let yields = self.promised.first().map(|(at, _)| *at).filter(|_| !self.starved.is_empty());
-        yields.into_iter().chain(self.steps_back_at()).min()
+        yields.into_iter().chain(self.steps_back().map(|(_, at)| at)).min()
     }
 
     /// One body that was waited for for long enough, while others starve, loses its room. How it is on its way.
