@@ -340,7 +340,7 @@ impl Sink<'_> {
         let read = batch.read(bytes, &mut frames);
         self.shared.counters.traffic.frames_in += frames.len() as u64;
         for frame in frames.drain(..) {
-            self.shared.emit(self.peer, Incoming::Frame(frame));
+            self.shared.emit_frame(self.peer, frame);
         }
         self.shared.frames = frames;
         read

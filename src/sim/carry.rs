@@ -299,7 +299,9 @@ impl World {
             Incoming::Frame(Frame::Update(Update { topic, change: Change::Advert { id, .. }, .. })) => {
                 self.named(peer, node, *topic, *id);
             }
-            Incoming::Pushed { body, .. } | Incoming::Reply { reply: Reply::Found(body), .. } => {
+            Incoming::Pushed { body, .. }
+            | Incoming::PushedSmall { body, .. }
+            | Incoming::Reply { reply: Reply::Found(body), .. } => {
                 self.bodies.entry(body.id()).or_insert_with(|| body.bytes().clone());
             }
             Incoming::Frame(Frame::Update(Update { change: Change::Push { body, .. }, .. })) => {
