@@ -154,7 +154,7 @@ impl Incoming {
         match self {
             Incoming::Frame(frame) => Some(frame.clone()),
             Incoming::PushedSmall { topic, slot, version, attribute, body } => {
-                let change = Change::Push { attribute: *attribute, body: body.bytes().clone() };
+                let change = Change::Push { attribute: attribute.clone(), body: body.bytes().clone() };
                 Some(Frame::Update(Update { topic: *topic, slot: *slot, version: *version, change }))
             }
             _ => None,
@@ -187,14 +187,30 @@ impl BatchBuilder {
         frame.encode(&mut self.bytes);
     }
 
+    /// Appends the push of a body that fits, which someone else keeps.
+    pub fn push_body(
+        &mut self,
+        topic: TopicId,
+        slot: Slot,
+        version: Version,
+        attribute: &Attribute,
+        body: &[u8],
+    ) {
+        debug_assert!(self.fits(Update::push_len(attribute, body.len())));
+        Update::encode_push(&mut self.bytes, (topic, slot, version), attribute, body);
+    }
+
     /// Whether no frame was added.
     pub fn is_empty(&self) -> bool {
         self.bytes.len() == 1
     }
 
-    /// The stream's bytes.
+    /// The stream's bytes. They pin at most twice their number, for they live until the peer has acknowledged them.
     pub fn finish(self) -> Bytes {
-        self.bytes.freeze()
+        match self.bytes.len() < self.bytes.capacity() / 2 {
+            true => Bytes::copy_from_slice(&self.bytes),
+            false => self.bytes.freeze(),
+        }
     }
 }
 
