@@ -116,6 +116,7 @@ pub(crate) fn start(nodes: usize, topics: &[TopicConfig], mishaps: Mishaps) -> S
         ports: (0..nodes).map(|_| Vec::new()).collect(),
         feeds: (0..nodes).map(|_| Vec::new()).collect(),
         host: Box::new(HubHost(Arc::clone(&deliveries))),
+        made: 0,
     };
     for topic in topics {
         let ends: Vec<_> = (0..nodes).map(|_| (unbounded(), Arc::new(Mutex::new(None)))).collect();

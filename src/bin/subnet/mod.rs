@@ -6,6 +6,7 @@ pub(crate) mod flow;
 #[cfg(test)]
 pub(crate) mod hub;
 pub(crate) mod latency;
+pub(crate) mod listen;
 pub(crate) mod loopback;
 pub(crate) mod memory;
 pub(crate) mod port;

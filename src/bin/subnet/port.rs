@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use corecast::types::{ArtifactId, NodeId};
+use serde::{Deserialize, Serialize};
 
 use super::fault::Fault;
 
@@ -56,7 +57,7 @@ pub(crate) trait Feed: Send {
 }
 
 /// Counters, summed over the nodes of a subnet.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 pub(crate) struct Counters {
     /// Bodies that came in whole.
     pub(crate) bodies_received: u64,
@@ -92,6 +93,19 @@ impl Counters {
             sends: self.sends.saturating_sub(earlier.sends),
             handshakes_refused: self.handshakes_refused.saturating_sub(earlier.handshakes_refused),
         }
+    }
+
+    /// Adds what was counted elsewhere.
+    pub(crate) fn add(&mut self, other: &Counters) {
+        self.bodies_received += other.bodies_received;
+        self.bodies_delivered += other.bodies_delivered;
+        self.relays += other.relays;
+        self.relay_adverts += other.relay_adverts;
+        self.relay_advert_bytes += other.relay_advert_bytes;
+        self.udp_bytes_sent += other.udp_bytes_sent;
+        self.datagrams_sent += other.datagrams_sent;
+        self.sends += other.sends;
+        self.handshakes_refused += other.handshakes_refused;
     }
 
     /// Copies of a body received for each that was delivered; 1 is perfect.
@@ -133,6 +147,11 @@ pub(crate) fn ratio(part: f64, whole: f64) -> f64 {
     if whole > 0.0 { part / whole } else { 0.0 }
 }
 
+/// Payload of `bytes` in `seconds`.
+pub(crate) fn gbit_s(bytes: u64, seconds: f64) -> f64 {
+    ratio(bytes as f64 * 8e-9, seconds)
+}
+
 /// The nodes of one process: an end of every topic at every node.
 pub(crate) struct Subnet {
     /// Sending ends, by node and topic.
@@ -141,6 +160,8 @@ pub(crate) struct Subnet {
     pub(crate) feeds: Vec<Vec<Box<dyn Feed>>>,
     /// Everything else.
     pub(crate) host: Box<dyn Host>,
+    /// Number of the next artifact that is made as load: no two have the same content.
+    pub(crate) made: u64,
 }
 
 /// What runs the nodes.
