@@ -8,10 +8,10 @@ use serde_json::json;
 
 use crate::options::Idle;
 use crate::report::{Figures, Output, Report, digits, mib};
+use crate::subnet::counters::ratio;
 use crate::subnet::fault::Fault;
 use crate::subnet::flow::{Flaws, Measured, Outcome};
 use crate::subnet::loopback;
-use crate::subnet::port::ratio;
 use crate::subnet::stop::Stop;
 use crate::system::{self, Used};
 use crate::workload::SHUTDOWN;

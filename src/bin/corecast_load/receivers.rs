@@ -18,9 +18,10 @@ use crossbeam_channel::Sender;
 use serde::{Deserialize, Serialize};
 
 use crate::board::Board;
+use crate::subnet::counters::Counters;
 use crate::subnet::fault::{Exit, Fault};
 use crate::subnet::loopback::{self, Roster};
-use crate::subnet::port::{Arrival, Counters, Feed, Host, Port};
+use crate::subnet::port::{Arrival, Feed, Host, Port};
 use crate::subnet::real::{self, Nodes, Started, counters};
 use crate::system::{self, Used};
 use crate::workload::SHUTDOWN;

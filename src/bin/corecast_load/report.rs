@@ -7,10 +7,10 @@ use std::path::PathBuf;
 use serde_json::{Value, json};
 
 use crate::options::Run;
+use crate::subnet::counters::{gbit_s, ratio};
 use crate::subnet::fault::{Exit, Fault};
 use crate::subnet::flow::{Flaws, Measured, Outcome};
 use crate::subnet::latency::Latency;
-use crate::subnet::port::{gbit_s, ratio};
 use crate::subnet::terminal;
 use crate::system::Used;
 
@@ -58,6 +58,7 @@ impl Report {
         let mut report = Report { json: Value::Null, head, rows: Vec::new() };
         report.deliveries(figures, &mut json);
         report.costs(figures, &mut json);
+        report.relaying(outcome, &mut json);
         report.json = json;
         report
     }
@@ -82,7 +83,7 @@ impl Report {
 
     fn costs(&mut self, figures: &Figures<'_>, json: &mut Value) {
         let Figures { outcome, measured, used, peak_rss_bytes, .. } = figures;
-        let (counters, relaying) = (&outcome.counters, outcome.counters.relay_cost());
+        let counters = &outcome.counters;
         let (bytes, deliveries) = (measured.bytes as f64, measured.deliveries as f64);
         let cpu = used.cpu_seconds;
         let (gib, each) = (ratio(cpu, bytes / f64::from(1 << 30)), ratio(cpu * 1e6, deliveries));
@@ -91,7 +92,6 @@ impl Report {
         let loopback = ratio(used.loopback_bytes as f64, bytes);
         let allocations = ratio(used.allocations as f64, deliveries);
         let segments = ratio(counters.datagrams_sent as f64, counters.sends as f64);
-        let share = ratio(counters.relay_advert_bytes as f64, counters.udp_bytes_sent as f64);
         for (name, value) in [
             ("cpu_seconds", cpu),
             ("cpu_s_per_gib", gib),
@@ -104,7 +104,22 @@ impl Report {
         ] {
             json[name] = json!(digits(value));
         }
+        json["packets_lost"] = json!(counters.packets_lost);
         json["peak_rss_bytes"] = json!(peak_rss_bytes);
+        self.rows.extend([
+            ("CPU", format!("{cpu:.2} s: {gib:.2} s per GiB, {each:.2} µs per delivery")),
+            ("memory at its peak", mib(*peak_rss_bytes)),
+            ("copies of a body per delivery", format!("{copies:.4}")),
+            ("bytes on the wire per byte of payload", format!("{wire:.4}; over lo {loopback:.4}")),
+            ("allocations per delivered artifact", format!("{allocations:.2}")),
+            ("datagrams per send", format!("{segments:.1}")),
+            ("packets lost", format!("{} of {}", counters.packets_lost, counters.datagrams_sent)),
+        ]);
+    }
+
+    fn relaying(&mut self, outcome: &Outcome, json: &mut Value) {
+        let (counters, relaying) = (&outcome.counters, outcome.counters.relay_cost());
+        let share = ratio(counters.relay_advert_bytes as f64, counters.udp_bytes_sent as f64);
         json["relaying"] = json!({
             "relayed_artifacts": relaying.relayed,
             "adverts_per_relayed": digits(relaying.adverts),
@@ -113,22 +128,7 @@ impl Report {
             "delivered_again": outcome.again,
             "share_of_wire_bytes": digits(share),
         });
-        let relayed = format!(
-            "{} artifacts: {:.2} adverts, {:.1} bytes each; {:.3} % of the wire",
-            relaying.relayed,
-            relaying.adverts,
-            relaying.bytes,
-            100.0 * share
-        );
-        self.rows.extend([
-            ("CPU", format!("{cpu:.2} s: {gib:.2} s per GiB, {each:.2} µs per delivery")),
-            ("memory at its peak", mib(*peak_rss_bytes)),
-            ("copies of a body per delivery", format!("{copies:.4}")),
-            ("bytes on the wire per byte of payload", format!("{wire:.4}; over lo {loopback:.4}")),
-            ("allocations per delivered artifact", format!("{allocations:.2}")),
-            ("relaying", relayed),
-            ("datagrams per send", format!("{segments:.1}")),
-        ]);
+        self.row("relaying", format!("{relaying}; {:.3} % of the wire", 100.0 * share));
     }
 
     /// Adds what this workload alone measures.

@@ -8,10 +8,11 @@ use serde_json::json;
 
 use crate::options::{Consensus, Latency, Makers, Mixed, Run, Throughput};
 use crate::report::{Figures, Output, Report, digits, latency_us, quantiles};
+use crate::subnet::counters::{gbit_s, ratio};
 use crate::subnet::fault::Fault;
 use crate::subnet::flow::{self, Edge, Hold, Measured, Outcome, Pace, Stream, Times};
 use crate::subnet::loopback::{self, Plan};
-use crate::subnet::port::{Subnet, gbit_s, ratio};
+use crate::subnet::port::Subnet;
 use crate::subnet::stop::Stop;
 use crate::system::{self, Used};
 

@@ -9,9 +9,10 @@ mod stream;
 
 use std::time::{Duration, Instant};
 
+use super::counters::Counters;
 use super::fault::{Exit, Fault};
 use super::listen::Listener;
-use super::port::{Arrival, Counters, Refusal, Subnet};
+use super::port::{Arrival, Refusal, Subnet};
 use super::stop::Stop;
 
 pub(crate) use measured::{Flaws, Measured, Outcome, faulty};
@@ -315,12 +316,15 @@ impl Flow {
         }
     }
 
-    /// Waits until everything that was made has arrived, and a little for what should not.
+    /// Waits until everything that was made has arrived or was aborted, and a little for what should not.
     fn settle(&mut self, subnet: &mut Subnet, listener: &Listener, until: Instant) {
         self.streams.iter_mut().for_each(|state| state.blocked = false);
         while self.on_the_way > 0 && Instant::now() < until {
+            let now = Instant::now();
+            self.abort_due(subnet, now);
             if !self.drain(subnet) {
-                self.wait(subnet, listener, until);
+                let next = self.streams.iter().filter_map(StreamState::next_abort_at).min();
+                self.wait(subnet, listener, next.map_or(until, |next| next.min(until)));
             }
         }
         let until = Instant::now() + LINGER;

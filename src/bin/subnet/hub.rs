@@ -11,8 +11,9 @@ use corecast::config::TopicConfig;
 use corecast::types::{ArtifactId, HashKind};
 use crossbeam_channel::{Receiver, Sender, TryRecvError, unbounded};
 
+use super::counters::Counters;
 use super::fault::Fault;
-use super::port::{Arrival, Counters, Feed, Host, Port, Refusal, Subnet};
+use super::port::{Arrival, Feed, Host, Port, Refusal, Subnet};
 
 /// What goes wrong on purpose.
 #[derive(Debug, Clone, Copy, Default)]

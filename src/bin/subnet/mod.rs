@@ -1,6 +1,7 @@
 //! What the tools share: nodes of one process, their faults, their load.
 
 pub(crate) mod cores;
+pub(crate) mod counters;
 pub(crate) mod fault;
 pub(crate) mod flow;
 #[cfg(test)]

@@ -14,8 +14,9 @@ use corecast::{
     Topic, TopicConfig,
 };
 
+use super::counters::Counters;
 use super::fault::{Exit, Fault};
-use super::port::{Arrival, Counters, Feed, Host, Port, Refusal};
+use super::port::{Arrival, Feed, Host, Port, Refusal};
 
 /// Starts the executors that the nodes of this process share.
 pub(crate) fn executors(cores: &[usize], spin: Duration) -> Result<Executors, Fault> {
@@ -119,6 +120,7 @@ pub(crate) fn counters<'a>(nodes: impl IntoIterator<Item = &'a Node>) -> Counter
             udp_bytes_sent: stats.quic.traffic.bytes_out,
             datagrams_sent: stats.quic.traffic.datagrams_out,
             sends: stats.quic.traffic.transmits,
+            packets_lost: stats.quic.traffic.lost_packets,
             handshakes_refused: stats.quic.rejections(),
         });
     }

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
+use crate::subnet::counters::Counters;
 use crate::subnet::fault::Fault;
 use crate::subnet::latency::Latency;
-use crate::subnet::port::Counters;
 
 /// How many of `nodes` may be faulty in a subnet that tolerates as many as can be.
 pub(crate) fn faulty(nodes: usize) -> usize {

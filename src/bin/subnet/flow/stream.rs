@@ -126,8 +126,12 @@ impl StreamState {
     /// When this stream has something to do by itself.
     pub(super) fn next_due(&self) -> Option<Instant> {
         let made = self.is_open().then_some(self.due);
-        let aborted = self.held.peek().map(|Reverse((at, _))| *at);
-        made.into_iter().chain(aborted).min()
+        made.into_iter().chain(self.next_abort_at()).min()
+    }
+
+    /// When the next held artifact is to be aborted.
+    pub(super) fn next_abort_at(&self) -> Option<Instant> {
+        self.held.peek().map(|Reverse((at, _))| *at)
     }
 
     /// The slot for the next artifact and its start, if one is to be made now.
