@@ -106,6 +106,7 @@ fn plan(options: &Rejoin) -> Result<Plan, Fault> {
 #[derive(Debug, Default)]
 struct Return {
     start: Option<Instant>,
+    /// As the node's counters tell it, up to 5 ms late.
     handshake: Option<Duration>,
     connected: Option<Duration>,
     first: Option<Duration>,

@@ -79,7 +79,8 @@ pub(crate) struct Outcome {
     /// Over the whole run: deliveries to a node that had let go already, as all had the artifact, on the word of a relay that
     /// had not yet. That is new to the node, and no flaw.
     pub(crate) again: u64,
-    /// Over the whole run: deliveries that an abort at its fixed time forestalled. They may come all the same.
+    /// Over the whole run: deliveries that an abort at its fixed time forestalled. They may come all the same. Such an artifact
+    /// counts in the latencies with the time that it had.
     pub(crate) forestalled: u64,
     /// The user ended it early.
     pub(crate) partial: bool,
