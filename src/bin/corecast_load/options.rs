@@ -165,7 +165,7 @@ pub(crate) struct Consensus {
 
 /// How a receiver stops.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Stop {
+pub(crate) enum StallKind {
     /// Its consumer takes no deliveries, while its node runs on
     Application,
     /// Its whole process is stopped (SIGSTOP) and continued
@@ -183,8 +183,8 @@ pub(crate) struct Stall {
     #[arg(long, value_name = "K", default_value_t = 16, value_parser = value_parser!(u32).range(1..=1024))]
     pub(crate) inflight: u32,
     /// How the receiver stops
-    #[arg(long, value_enum, default_value_t = Stop::Application)]
-    pub(crate) stall: Stop,
+    #[arg(long, value_enum, default_value_t = StallKind::Application)]
+    pub(crate) stall: StallKind,
     /// Seconds that it stops for
     #[arg(long, default_value_t = 10, value_parser = value_parser!(u64).range(1..=3600))]
     pub(crate) stall_seconds: u64,

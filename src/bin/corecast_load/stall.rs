@@ -13,7 +13,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, unbounded};
 use serde_json::json;
 
 use crate::board::{Board, Delivery};
-use crate::options::{self, Stall};
+use crate::options::{Stall, StallKind};
 use crate::receivers::{self, Order, Receivers, Said};
 use crate::report::{Figures, Output, Report, digits, mib};
 use crate::subnet::counters::{Counters, gbit_s, ratio};
@@ -198,11 +198,11 @@ impl Drill {
         Ok([before, during, after])
     }
 
-    fn halt(&mut self, how: options::Stop, stop: bool) -> Result<(), Fault> {
+    fn halt(&mut self, how: StallKind, stop: bool) -> Result<(), Fault> {
         let process = &mut self.processes[STALLED];
         match how {
-            options::Stop::Application => process.tell(if stop { "hold" } else { "go" }),
-            options::Stop::Process => process.freeze(stop),
+            StallKind::Application => process.tell(if stop { "hold" } else { "go" }),
+            StallKind::Process => process.freeze(stop),
         }
     }
 
