@@ -119,7 +119,8 @@ fn receive(
             Some(Arrival::Refused { id, by, reason }) => {
                 tracing::warn!(%id, %by, ?reason, "a member does not take an artifact: its limits are smaller than ours");
             }
-            None => {}
+            // Inline consumers do that, and this is none.
+            Some(Arrival::Consumed { .. }) | None => {}
         }
         relays.expire(Instant::now());
     }

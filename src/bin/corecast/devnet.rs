@@ -53,6 +53,7 @@ fn plan(options: &Devnet, topics: Vec<TopicConfig>) -> Result<Plan, Fault> {
         spin: Duration::from_micros(options.spin),
         settings,
         topics,
+        inline: false,
     };
     plan.check()?;
     Ok(plan)

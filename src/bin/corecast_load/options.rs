@@ -74,6 +74,9 @@ pub(crate) struct Run {
     /// Microseconds that an executor looks for work before it parks, for spin-then-park [default: 50]
     #[arg(long, value_name = "MICROSECONDS", value_parser = value_parser!(u64).range(0..=1_000_000))]
     pub(crate) spin: Option<u64>,
+    /// Take deliveries from the nodes' queues on another thread, as bulk, small and relaying always do, instead of on the lanes' own
+    #[arg(long)]
+    pub(crate) queued: bool,
     /// Print one JSON object instead of a table
     #[arg(long)]
     pub(crate) json: bool,
@@ -242,6 +245,7 @@ impl Run {
         settings.mtu = self.mtu;
         let lanes_in_all = usize::from(nodes) * usize::from(self.lanes);
         let cores = cores::choose(self.cores.as_ref(), lanes_in_all)?;
-        Ok(Plan { nodes, lanes: self.lanes, cores, spin: self.spin()?, settings, topics: Vec::new() })
+        let (lanes, spin, topics) = (self.lanes, self.spin()?, Vec::new());
+        Ok(Plan { nodes, lanes, cores, spin, settings, topics, inline: false })
     }
 }

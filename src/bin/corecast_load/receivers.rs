@@ -97,7 +97,7 @@ impl Order {
         let start = |key: &String| {
             let mut config = Config::new(identity(key)?, Arc::clone(&record));
             config.settings = settings.clone();
-            real::start(&executors, config, &topics)
+            real::start(&executors, config, &topics, false)
         };
         self.keys.iter().map(start).collect()
     }

@@ -121,7 +121,8 @@ fn single(
 
 fn once(run: &Run, plan: &Plan, streams: Vec<Stream>) -> Result<(Outcome, Used, u64), Fault> {
     let stop = Stop::on_signals()?;
-    let mut subnet = loopback::start(plan)?;
+    let inline = !run.queued && streams.iter().all(Stream::is_noted);
+    let mut subnet = loopback::start(&Plan { inline, ..plan.clone() })?;
     system::run_promptly();
     let measure = run.measure(SECONDS);
     let times = Times { warm_up: (measure / 5).min(Duration::from_secs(1)), measure, grace: GRACE };
@@ -156,7 +157,7 @@ fn shut_down<T>(subnet: Subnet, measured: Result<T, Fault>) -> Result<T, Fault> 
 /// mixed: probes beside bulk, in turn with bulk alone, so that both see the same minutes of the machine.
 pub(crate) fn mixed(options: &Mixed) -> Result<(), Fault> {
     let (run, size) = (&options.run, options.size as usize);
-    let mut plan = run.plan(run.nodes(4))?;
+    let mut plan = Plan { inline: !run.queued, ..run.plan(run.nodes(4))? };
     add_topic(&mut plan, "probe", Class::Critical, PROBE as u32, 4096, false);
     add_topic(&mut plan, "bulk", Class::Bulk, options.size, options.inflight, false);
     let output = Output::open(run)?;

@@ -215,6 +215,10 @@ impl Flow {
         // Room in a node's table comes without a wake-up, so a stream that waits for it looks again soon.
         let blocked = self.streams.iter().any(|state| state.blocked);
         let longest = Duration::from_micros(if blocked { 100 } else { 20_000 });
+        if subnet.inline && self.streams.iter().all(StreamState::is_open) {
+            // Nothing is made for what arrives, and it carries its time: whoever is awake disturbs.
+            return std::thread::sleep(until.saturating_duration_since(Instant::now()).min(longest));
+        }
         if let Some((node, topic, arrival)) = listener.next(&mut subnet.feeds, until, longest) {
             self.take(subnet, node, topic, arrival);
         }
@@ -222,7 +226,11 @@ impl Flow {
 
     fn take(&mut self, subnet: &Subnet, node: usize, topic: usize, arrival: Arrival) {
         // Withdrawn: the maker aborted, as it does when all have it; one that had not, or that refused, will be missed.
-        let Arrival::Delivered { id, bytes } = arrival else { return };
+        let (id, bytes, at, held) = match arrival {
+            Arrival::Delivered { id, bytes } => (id, bytes, Instant::now(), true),
+            Arrival::Consumed { id, bytes, at } => (id, bytes, at, false),
+            Arrival::Withdrawn { .. } | Arrival::Refused { .. } => return,
+        };
         let port = &subnet.ports[node][topic];
         let stamp = Stamp::read(&bytes);
         let stream = stamp.as_ref().and_then(|stamp| self.streams.get_mut(stamp.stream as usize));
@@ -239,7 +247,8 @@ impl Flow {
                 return self.again += 1;
             }
             true => port.validate(&id),
-            false => port.release(&id),
+            false if held => port.release(&id),
+            false => (),
         }
         if slot.number != stamp.number || slot.missing & bit == 0 {
             return self.flaws.twice += 1;
@@ -252,7 +261,7 @@ impl Flow {
             return;
         }
         let (start, left, open) = (slot.start, slot.missing.count_ones() as usize, state.is_open());
-        let took = start.elapsed();
+        let took = at.saturating_duration_since(start);
         let (counts, kind) = (self.counts(start, open), self.streams[stamp.stream as usize].stream.kind);
         let kind = &mut self.kinds[kind];
         if self.measuring {

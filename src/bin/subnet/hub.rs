@@ -117,6 +117,7 @@ pub(crate) fn start(nodes: usize, topics: &[TopicConfig], mishaps: Mishaps) -> S
         ports: (0..nodes).map(|_| Vec::new()).collect(),
         feeds: (0..nodes).map(|_| Vec::new()).collect(),
         host: Box::new(HubHost(Arc::clone(&deliveries))),
+        inline: false,
         made: 0,
     };
     for topic in topics {

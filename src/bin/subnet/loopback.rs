@@ -24,6 +24,8 @@ pub(crate) struct Plan {
     pub(crate) spin: Duration,
     pub(crate) settings: Settings,
     pub(crate) topics: Vec<TopicConfig>,
+    /// Deliveries are consumed on the lanes' own threads.
+    pub(crate) inline: bool,
 }
 
 impl Plan {
@@ -50,8 +52,8 @@ const ATTEMPTS: usize = 5;
 /// Starts the nodes and waits until all are connected with all.
 pub(crate) fn start(plan: &Plan) -> Result<Subnet, Fault> {
     let (_, started) = start_group(plan)?;
-    let mut subnet =
-        Subnet { ports: Vec::new(), feeds: Vec::new(), host: Box::new(Nodes(Vec::new())), made: 0 };
+    let (ports, feeds, host) = (Vec::new(), Vec::new(), Box::new(Nodes(Vec::new())));
+    let mut subnet = Subnet { ports, feeds, host, inline: plan.inline, made: 0 };
     let mut nodes = Vec::new();
     for Started { node, ports, feeds } in started {
         nodes.push(node);
@@ -84,6 +86,7 @@ pub(crate) struct Group {
     roster: Roster,
     settings: Settings,
     topics: Vec<TopicConfig>,
+    inline: bool,
 }
 
 impl Group {
@@ -91,14 +94,14 @@ impl Group {
     pub(crate) fn start(&self, node: usize) -> Result<Started, Fault> {
         let mut config = Config::new(self.roster.identities[node].clone(), Arc::clone(&self.roster.record));
         config.settings = self.settings.clone();
-        real::start(&self.executors, config, &self.topics)
+        real::start(&self.executors, config, &self.topics, self.inline)
     }
 }
 
 fn start_nodes(plan: &Plan, executors: &Executors) -> Result<(Group, Vec<Started>), Fault> {
     let roster = Roster::new(plan.nodes, plan.lanes)?;
     let (executors, settings, topics) = (executors.clone(), plan.settings.clone(), plan.topics.clone());
-    let group = Group { executors, roster, settings, topics };
+    let group = Group { executors, roster, settings, topics, inline: plan.inline };
     let started = (0..usize::from(plan.nodes)).map(|node| group.start(node)).collect::<Result<_, _>>()?;
     Ok((group, started))
 }

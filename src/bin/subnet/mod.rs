@@ -6,6 +6,7 @@ pub(crate) mod fault;
 pub(crate) mod flow;
 #[cfg(test)]
 pub(crate) mod hub;
+pub(crate) mod inline;
 pub(crate) mod latency;
 pub(crate) mod listen;
 pub(crate) mod loopback;

@@ -4,7 +4,7 @@
 //! (`hub`) as well as over real nodes (`loopback`).
 
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use corecast::types::{ArtifactId, NodeId};
@@ -40,6 +40,8 @@ pub(crate) trait Port: Send + Sync {
 pub(crate) enum Arrival {
     /// A verified body.
     Delivered { id: ArtifactId, bytes: Bytes },
+    /// The same, let go of already at the time when it came.
+    Consumed { id: ArtifactId, bytes: Bytes, at: Instant },
     /// Nobody broadcasts it any longer.
     Withdrawn { id: ArtifactId },
     /// A member does not hold it, for a limit of its own.
@@ -64,6 +66,8 @@ pub(crate) struct Subnet {
     pub(crate) feeds: Vec<Vec<Box<dyn Feed>>>,
     /// Everything else.
     pub(crate) host: Box<dyn Host>,
+    /// Arrivals are consumed on the nodes' own threads, and carry their time.
+    pub(crate) inline: bool,
     /// Number of the next artifact that is made as load: no two have the same content.
     pub(crate) made: u64,
 }

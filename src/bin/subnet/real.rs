@@ -16,6 +16,7 @@ use corecast::{
 
 use super::counters::Counters;
 use super::fault::{Exit, Fault};
+use super::inline;
 use super::port::{Arrival, Feed, Host, Port, Refusal};
 
 /// Starts the executors that the nodes of this process share.
@@ -24,15 +25,23 @@ pub(crate) fn executors(cores: &[usize], spin: Duration) -> Result<Executors, Fa
     Ok(Executors::start(&config)?)
 }
 
-/// Starts one node and opens its topics.
-pub(crate) fn start(executors: &Executors, config: Config, topics: &[TopicConfig]) -> Result<Started, Fault> {
+/// Starts one node and opens its topics; with `inline`, their consumers run on the lanes' own threads.
+pub(crate) fn start(
+    executors: &Executors,
+    config: Config,
+    topics: &[TopicConfig],
+    inline: bool,
+) -> Result<Started, Fault> {
     let node = Node::start_on(executors, config)?;
     let (mut ports, mut feeds) = (Vec::<Arc<dyn Port>>::new(), Vec::<Box<dyn Feed>>::new());
     for topic in topics {
-        let opened = node.topic(topic.clone());
-        let (topic, deliveries) = opened.map_err(|error| Fault::new(Exit::Software, error.to_string()))?;
+        let opened = match inline {
+            true => inline::open(&node, topic.clone()),
+            false => node.topic(topic.clone()).map(|(topic, feed)| (topic, Box::new(feed) as Box<dyn Feed>)),
+        };
+        let (topic, feed) = opened.map_err(|error| Fault::new(Exit::Software, error.to_string()))?;
         ports.push(Arc::new(topic));
-        feeds.push(Box::new(deliveries));
+        feeds.push(feed);
     }
     Ok(Started { node, ports, feeds })
 }

@@ -249,7 +249,8 @@ fn receive(shared: &Shared<'_>, node: usize, feed: &mut dyn Feed, writers: &Send
                 }
             }
             // Withdrawn: the maker aborted because all have it. All nodes have the same limits, so none refuses.
-            Some(Arrival::Withdrawn { .. } | Arrival::Refused { .. }) => {}
+            // Consumed: inline consumers do that, and this is none.
+            Some(Arrival::Withdrawn { .. } | Arrival::Refused { .. } | Arrival::Consumed { .. }) => {}
             None if over => return,
             None => {}
         }
@@ -305,7 +306,8 @@ mod tests {
         let mut settings = Settings::default();
         settings.artifact_bytes = ARTIFACT_BYTES as u32;
         let topics = vec![super::super::file_topic()];
-        let plan = Plan { nodes, lanes: 1, cores: vec![0], spin: Duration::ZERO, settings, topics };
+        let plan =
+            Plan { nodes, lanes: 1, cores: vec![0], spin: Duration::ZERO, settings, topics, inline: false };
         Setting { _root: root, source, folders, plan }
     }
 

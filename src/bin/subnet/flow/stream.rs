@@ -31,6 +31,13 @@ pub(crate) struct Stream {
     pub(crate) relay: bool,
 }
 
+impl Stream {
+    /// Whether its deliveries may be consumed where they come: nothing is decided of them, and nothing waits for them.
+    pub(crate) fn is_noted(&self) -> bool {
+        !self.relay && matches!(self.pace, Pace::Open { .. })
+    }
+}
+
 /// When artifacts are made.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Pace {
