@@ -2,7 +2,8 @@
 //! change of a few percent shows. What caches do to them does not; that is `cargo bench --bench machines`.
 //!
 //! `cargo bench --bench counts` fails when one has grown by more than a tenth against `baseline.toml`, when one grows with the
-//! number of active artifacts, or faster than the number of peers. `cargo bench --bench counts -- --update` writes the baseline.
+//! number of active artifacts, or with the number of peers faster than it may. `cargo bench --bench counts -- --update` writes
+//! the baseline.
 
 #[path = "../machines/body.rs"]
 mod body;
@@ -53,7 +54,7 @@ impl fmt::Display for Count {
         let Count { operation, scale } = self;
         match operation.depends {
             Depends::No => f.write_str(operation.name),
-            Depends::OnPeers => {
+            Depends::OnPeers | Depends::OnPairs => {
                 write!(f, "{}, {} active, {} peers", operation.name, scale.active, scale.peers)
             }
         }
@@ -64,7 +65,7 @@ fn counts() -> Vec<Count> {
     let scales = |operation: &'static Operation| {
         let scales: &[Scale] = match operation.depends {
             Depends::No => &[FEW],
-            Depends::OnPeers => &[FEW, MANY_ACTIVE, MANY_PEERS],
+            Depends::OnPeers | Depends::OnPairs => &[FEW, MANY_ACTIVE, MANY_PEERS],
         };
         scales.iter().map(move |scale| Count { operation, scale: *scale })
     };

@@ -13,7 +13,7 @@ use super::{Count, FEW, MANY_ACTIVE, MANY_PEERS};
 const GROWTH: f64 = 1.10;
 /// Growth from few active to a hundred times as many: longer probes of hash tables, and their growth now and then.
 const BY_ACTIVE: f64 = 1.25;
-/// Growth with the number of peers, beyond being proportional.
+/// Growth with the number of peers, or of pairs of them, beyond being proportional.
 const BY_PEERS: f64 = 1.10;
 
 /// The counts of the commit that wrote them.
@@ -74,7 +74,7 @@ pub(crate) fn print(all: &[Count], found: &BTreeMap<String, u64>, baseline: &Bas
         if same && was.is_none() {
             wrong.push(format!("{name}: not in the baseline; add it with --update"));
         }
-        if count.scale == FEW && count.operation.depends == Depends::OnPeers {
+        if count.scale == FEW && count.operation.depends != Depends::No {
             wrong.extend(growth(count, found));
         }
     }
@@ -90,7 +90,10 @@ fn percent(now: u64, was: u64) -> f64 {
 fn growth(few: &Count, found: &BTreeMap<String, u64>) -> Vec<String> {
     let of = |scale| found.get(&Count { scale, ..*few }.to_string()).copied().unwrap_or(u64::MAX) as f64;
     let (base, active, peers) = (of(FEW), of(MANY_ACTIVE), of(MANY_PEERS));
-    let more_peers = f64::from(MANY_PEERS.peers) / f64::from(FEW.peers);
+    let more_peers = match few.operation.depends {
+        Depends::No | Depends::OnPeers => f64::from(MANY_PEERS.peers) / f64::from(FEW.peers),
+        Depends::OnPairs => (f64::from(MANY_PEERS.peers) / f64::from(FEW.peers)).powi(2),
+    };
     let mut wrong = Vec::new();
     let name = few.operation.name;
     println!(
@@ -107,8 +110,10 @@ fn growth(few: &Count, found: &BTreeMap<String, u64>) -> Vec<String> {
     }
     if peers > base * more_peers * BY_PEERS {
         wrong.push(format!(
-            "{name}: {base} instructions with {} peers, {peers} with {}: more than proportional",
-            FEW.peers, MANY_PEERS.peers
+            "{name}: {base} instructions with {} peers, {peers} with {}; {:.1} times as many are allowed",
+            FEW.peers,
+            MANY_PEERS.peers,
+            more_peers * BY_PEERS
         ));
     }
     wrong

@@ -26,7 +26,13 @@ struct Requests {
 
 impl Requests {
     fn new(scale: Scale, shared: bool) -> Requests {
-        let Scale { active, peers } = scale;
+        let mut requests = Requests::without(scale.peers, shared, 10);
+        (0..scale.active).for_each(|_| requests.want());
+        requests.ask();
+        requests
+    }
+
+    fn without(peers: u16, shared: bool, explore_one_in: u64) -> Requests {
         // As a lane has them.
         let limits = FetchLimits {
             peers: peers.into(),
@@ -35,7 +41,7 @@ impl Requests {
             lane_bytes: PerClass([32 << 20; 4]),
             hedge_min: Duration::from_millis(20),
             hedge_max: Duration::from_secs(2),
-            explore_one_in: 10,
+            explore_one_in,
         };
         let mut requests = Requests {
             fetch: Fetch::new(limits, Rng::new(1)),
@@ -48,8 +54,6 @@ impl Requests {
             rng: Rng::new(2),
         };
         (0..peers).for_each(|peer| requests.fetch.handle_connected(PeerIndex(peer)));
-        (0..active).for_each(|_| requests.want());
-        requests.ask();
         requests
     }
 
@@ -87,6 +91,25 @@ fn exchange(mut requests: Requests) -> Work {
         requests.answer();
         requests.want();
         requests.ask();
+    })
+}
+
+/// The fastest peer has room, but its link does not; in a turn all others ask, and leave to it what it will be asked for.
+pub(crate) fn declined(scale: Scale) -> Work {
+    let mut requests = Requests::without(scale.peers, false, 0);
+    let fastest = scale.peers - 1;
+    for peer in 0..scale.peers {
+        requests.want();
+        requests.ask();
+        requests.now = requests.now + Duration::from_millis(if peer == fastest { 1 } else { 10 });
+        requests.answer();
+    }
+    requests.shared = true;
+    (0..scale.active).for_each(|_| requests.want());
+    Box::new(move || {
+        for peer in (0..fastest).map(PeerIndex) {
+            assert!(requests.fetch.next_request(peer, Class::Bulk, requests.now).is_none());
+        }
     })
 }
 

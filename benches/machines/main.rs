@@ -39,14 +39,16 @@ fn main() {
     for operation in OPERATIONS {
         let scales = match operation.depends {
             Depends::No => &SCALES[..1],
-            Depends::OnPeers => &SCALES,
+            Depends::OnPeers | Depends::OnPairs => &SCALES,
         };
         let mut group = criterion.benchmark_group(operation.name);
         group.throughput(Throughput::Elements(operation.artifacts));
         for scale in scales {
             let name = match operation.depends {
                 Depends::No => "alone".to_owned(),
-                Depends::OnPeers => format!("{} active, {} peers", scale.active, scale.peers),
+                Depends::OnPeers | Depends::OnPairs => {
+                    format!("{} active, {} peers", scale.active, scale.peers)
+                }
             };
             // Made only when it is its turn, and once.
             let mut work = None;

@@ -15,13 +15,15 @@ pub(crate) struct Scale {
 /// Something to do again and again.
 pub(crate) type Work = Box<dyn FnMut()>;
 
-/// What depends on the size of the world.
+/// What the cost depends on at most; never on how much is active.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Depends {
-    /// Nothing: there is no world.
+    /// On nothing: there is no world.
     No,
-    /// It must not.
+    /// On how many peers there are.
     OnPeers,
+    /// On how many pairs of them.
+    OnPairs,
 }
 
 /// One operation.
@@ -31,7 +33,7 @@ pub(crate) struct Operation {
     pub(crate) make: fn(Scale) -> Work,
     /// Artifacts that one run deals with.
     pub(crate) artifacts: u64,
-    /// Bytes of their bodies, to run large ones less often.
+    /// What it is worth in bytes of bodies, to count large ones less often.
     pub(crate) bytes: u64,
     pub(crate) depends: Depends,
 }
@@ -56,6 +58,11 @@ pub(crate) const OPERATIONS: &[Operation] = &[
     at_scale("view/one of all who name an artifact leaves and comes back", view::shared, 1),
     at_scale("fetch/one named by a single peer", fetch::single, 1),
     at_scale("fetch/one named by every peer", fetch::shared, 1),
+    Operation {
+        depends: Depends::OnPairs,
+        bytes: 32 << 10,
+        ..at_scale("fetch/all leave what is wanted to the fastest", fetch::declined, 1)
+    },
     at_scale("engine/replace one, push it to every peer", engine::publish_one, 1),
     at_scale("engine/replace a batch, push it to every peer", engine::publish_batch, BATCH as u64),
     at_scale("engine/replace one, advert it to every peer", engine::publish_name, 1),
