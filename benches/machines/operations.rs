@@ -79,5 +79,6 @@ pub(crate) const OPERATIONS: &[Operation] = &[
     alone("wire/encode a batch of adverts", wire::encode_adverts, BATCH as u64, (BATCH as u64) << 10),
     alone("wire/decode a batch of adverts", wire::decode_adverts, BATCH as u64, (BATCH as u64) << 10),
     alone("body/hash 1 KiB", body::small, 1, 1 << 10),
+    alone("body/hash a batch of 1 KiB", body::batch, BATCH as u64, (BATCH as u64) << 10),
     alone("body/hash 1 MiB", body::large, 1, 1 << 20),
 ];

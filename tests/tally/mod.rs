@@ -90,6 +90,7 @@ fn note(bytes: usize) {
 fn shorten(backtrace: &str) -> String {
     const FRAMES: usize = 6;
     const SKIPPED: [&str; 4] = ["/library/", "/hashbrown-", "tests/tally/", "<alloc::"];
+    const UNNAMED: [&str; 5] = ["alloc::", "core::", "std::", "__rust", "hashbrown::"];
     let mut frames: Vec<String> = Vec::new();
     let mut lines = backtrace.lines().map(str::trim).peekable();
     while let Some(line) = lines.next() {
@@ -98,7 +99,10 @@ fn shorten(backtrace: &str) -> String {
         if file.contains("tests/mesh/") || frames.len() == FRAMES {
             break;
         }
-        if file.is_empty() || SKIPPED.iter().any(|skipped| file.contains(skipped)) {
+        // A crate without line numbers has names in full.
+        let skipped: &[&str] = if file.is_empty() { &UNNAMED } else { &SKIPPED };
+        let of = if file.is_empty() { name } else { file };
+        if skipped.iter().any(|skipped| of.contains(skipped)) {
             continue;
         }
         let file = file.trim_start_matches("at ").trim_start_matches("./");
@@ -109,7 +113,7 @@ fn shorten(backtrace: &str) -> String {
             .map_or(file, |(_, file)| file);
         let file = file.rsplit_once(':').map_or(file, |(file, _)| file);
         let name = name.split_once('<').map_or(name, |(name, _)| name);
-        frames.push(format!("{name} ({file})"));
+        frames.push(if file.is_empty() { name.to_owned() } else { format!("{name} ({file})") });
     }
     frames.join(" < ")
 }
