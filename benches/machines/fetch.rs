@@ -72,7 +72,7 @@ impl Requests {
             if !self.fetch.has_requests(peer) {
                 continue;
             }
-            while let Some(request) = self.fetch.next_request(peer, Class::Bulk, self.now) {
+            while let Some(request) = self.fetch.next_request(peer, Class::Normal, self.now) {
                 self.asked.push_back((peer, request.key));
             }
         }
@@ -108,7 +108,7 @@ pub(crate) fn declined(scale: Scale) -> Work {
     (0..scale.active).for_each(|_| requests.want());
     Box::new(move || {
         for peer in (0..fastest).map(PeerIndex) {
-            assert!(requests.fetch.next_request(peer, Class::Bulk, requests.now).is_none());
+            assert!(requests.fetch.next_request(peer, Class::Normal, requests.now).is_none());
         }
     })
 }

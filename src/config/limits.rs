@@ -232,7 +232,9 @@ impl Limits {
         line(format!("topic {}: active bodies, own and relayed", topic.name), 2 * lanes * topic.active_bytes);
         line(format!("topic {}: received bodies", topic.name), lanes * topic.pending_bytes);
         line(format!("topic {}: slot tables", topic.name), lanes * tables);
-        line(format!("topic {}: event queue", topic.name), topic.queue as u64 * 192);
+        // A lane that finds room offers one body, however large.
+        let bodies = topic.pending_bytes + lanes * u64::from(self.artifact_bytes);
+        line(format!("topic {}: event queue", topic.name), topic.queue as u64 * 192 + bodies);
     }
 
     /// The worst case, line by line.

@@ -53,8 +53,8 @@ pub struct TopicConfig {
     pub hash: HashKind,
     /// Active artifacts of this node, and of each peer as far as we listen, per lane. 1 to 65,536; default 4,096.
     pub slots: u32,
-    /// Bodies below this many bytes are pushed, others adverted and fetched. Default 4,096: a push saves a
-    /// round trip, and a body of three datagrams is cheaper to send than to ask for. At 0 all are adverted.
+    /// Bodies below this many bytes are pushed, others adverted and fetched. Default 8,192: a push saves a
+    /// round trip, and a body of a few datagrams is cheaper to send than to ask for. At 0 all are adverted.
     pub push_threshold: u32,
     /// Bytes of the active bodies that this node made, per lane; `broadcast` answers `Full` above. As many again for those that
     /// it relays; a validated artifact above is not relayed, and counted. Default 256 MiB.
@@ -91,7 +91,7 @@ impl TopicConfig {
             class: Class::Normal,
             hash: HashKind::default(),
             slots: 4096,
-            push_threshold: 4096,
+            push_threshold: 8192,
             active_bytes: 256 << 20,
             pending_bytes: 256 << 20,
             queue: 4096,

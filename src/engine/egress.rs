@@ -30,6 +30,11 @@ impl Engine {
                 || self.topics.iter().any(|topic| topic.slots.has_updates(peer)))
     }
 
+    /// The peer's link takes nothing now, whatever waits for it.
+    pub fn handle_full(&mut self, peer: PeerIndex) {
+        self.fetch.handle_full(peer);
+    }
+
     /// The next thing to send to a peer whose link takes classes down to `at_least`. Words (adverts, clears, requests) of every
     /// class may go as soon as `High` may: they are small, and bodies wait for them.
     pub fn poll_outgoing(&mut self, peer: PeerIndex, at_least: Class, now: Instant) -> Option<Outgoing> {

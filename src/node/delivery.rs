@@ -4,7 +4,7 @@ use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -21,6 +21,8 @@ use crate::types::ArtifactId;
 struct Shared {
     /// A lane has an event that found the queue full.
     starved: AtomicBool,
+    /// Bytes of the bodies in the queue: nothing else counts them once their makers abort.
+    bytes: AtomicU64,
     /// The task that awaits an event.
     waker: AtomicWaker,
 }
@@ -55,6 +57,7 @@ pub(super) struct Queue {
     events: Sender<Event>,
     shared: Arc<Shared>,
     capacity: usize,
+    most_bytes: u64,
 }
 
 /// What became of an event.
@@ -67,13 +70,14 @@ pub(super) enum Offered {
     Gone(Event),
 }
 
-/// A bounded queue for one topic, fed by one lane per entry of `wakes`, which wakes that lane's executor.
-pub(super) fn queue(capacity: usize, wakes: Vec<Arc<WakeWord>>) -> (Outlet, Deliveries) {
+/// A queue for one topic, bounded in events and in bytes of bodies, and fed by one lane per entry of `wakes`, which wakes that
+/// lane's executor.
+pub(super) fn queue(capacity: usize, most_bytes: u64, wakes: Vec<Arc<WakeWord>>) -> (Outlet, Deliveries) {
     // A lane looks for room, then offers one event: at most one per lane comes on top of `capacity`.
     let (sender, receiver) = bounded(capacity + wakes.len());
     let shared = Arc::<Shared>::default();
-    let outlet = Outlet::Queue(Queue { events: sender, shared: shared.clone(), capacity });
-    (outlet, Deliveries { events: receiver, shared, wakes })
+    let outlet = Outlet::Queue(Queue { events: sender, shared: shared.clone(), capacity, most_bytes });
+    (outlet, Deliveries { events: receiver, shared, most_bytes, wakes })
 }
 
 impl Outlet {
@@ -117,19 +121,26 @@ fn ask(consumer: &Consumer, event: Event) -> Disposition {
 
 impl Queue {
     fn has_room(&self) -> bool {
-        if self.events.len() < self.capacity {
+        if self.is_below_bounds() {
             return true;
         }
         self.shared.starved.store(true, Ordering::SeqCst);
         // Pairs with the fence in `Deliveries::taken`: either the consumer sees the flag or we see its room.
         fence(Ordering::SeqCst);
-        self.events.len() < self.capacity
+        self.is_below_bounds()
+    }
+
+    fn is_below_bounds(&self) -> bool {
+        self.events.len() < self.capacity && self.shared.bytes.load(Ordering::Relaxed) < self.most_bytes
     }
 
     fn offer(&self, event: Event) -> Offered {
+        let bytes = body_bytes(&event);
+        self.shared.bytes.fetch_add(bytes, Ordering::Relaxed);
         match self.events.try_send(event) {
             Ok(()) => Offered::Taken,
             Err(error) => {
+                self.shared.bytes.fetch_sub(bytes, Ordering::Relaxed);
                 debug_assert!(
                     error.is_disconnected(),
                     "each lane offers one event for each look at the room"
@@ -137,6 +148,14 @@ impl Queue {
                 Offered::Gone(error.into_inner())
             }
         }
+    }
+}
+
+/// Bytes of the body that an event holds.
+fn body_bytes(event: &Event) -> u64 {
+    match event {
+        Event::Delivered { artifact, .. } => artifact.bytes.len() as u64,
+        Event::Withdrawn { .. } | Event::Refused { .. } => 0,
     }
 }
 
@@ -173,6 +192,7 @@ pub enum RecvError {
 pub struct Deliveries {
     events: Receiver<Event>,
     shared: Arc<Shared>,
+    most_bytes: u64,
     wakes: Vec<Arc<WakeWord>>,
 }
 
@@ -180,7 +200,7 @@ impl Deliveries {
     /// Waits for the next event. `None`: the node has stopped.
     pub fn recv(&self) -> Option<Event> {
         let event = self.events.recv().ok()?;
-        self.taken();
+        self.taken(&event);
         Some(event)
     }
 
@@ -188,7 +208,7 @@ impl Deliveries {
     pub fn try_recv(&self) -> Result<Event, RecvError> {
         match self.events.try_recv() {
             Ok(event) => {
-                self.taken();
+                self.taken(&event);
                 Ok(event)
             }
             Err(TryRecvError::Empty) => Err(RecvError::Empty),
@@ -200,7 +220,7 @@ impl Deliveries {
     pub fn recv_timeout(&self, timeout: Duration) -> Result<Event, RecvError> {
         match self.events.recv_timeout(timeout) {
             Ok(event) => {
-                self.taken();
+                self.taken(&event);
                 Ok(event)
             }
             Err(RecvTimeoutError::Timeout) => Err(RecvError::Empty),
@@ -224,9 +244,11 @@ impl Deliveries {
     }
 
     /// An event was taken: wakes lanes that wait for room, once half of the queue is free.
-    fn taken(&self) {
+    fn taken(&self, event: &Event) {
+        let left = self.shared.bytes.fetch_sub(body_bytes(event), Ordering::Relaxed) - body_bytes(event);
         fence(Ordering::SeqCst);
-        let room = self.events.len() * 2 <= self.events.capacity().unwrap_or(0);
+        let room =
+            self.events.len() * 2 <= self.events.capacity().unwrap_or(0) && left <= self.most_bytes / 2;
         if room
             && self.shared.starved.load(Ordering::SeqCst)
             && self.shared.starved.swap(false, Ordering::SeqCst)

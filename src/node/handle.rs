@@ -303,7 +303,7 @@ impl Node {
     /// See [`TopicError`].
     pub fn topic(&self, config: TopicConfig) -> Result<(Topic, Deliveries), TopicError> {
         let wakes = self.inner.lanes.iter().map(|lane| lane.commands.wake_word().clone()).collect();
-        let (outlet, deliveries) = delivery::queue(config.queue, wakes);
+        let (outlet, deliveries) = delivery::queue(config.queue, config.pending_bytes, wakes);
         Ok((self.open(config, outlet)?, deliveries))
     }
 

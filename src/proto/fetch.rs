@@ -346,12 +346,20 @@ impl Fetch {
         Some((topic, id))
     }
 
-    /// The most urgent request that `peer` should serve now, of class `at_least` or a more urgent one. It
-    /// counts as in flight from now on.
-    pub fn next_request(&mut self, peer: PeerIndex, at_least: Class, now: Instant) -> Option<Request> {
+    /// The next request of `class` that `peer` should serve now. It counts as in flight from now on.
+    pub fn next_request(&mut self, peer: PeerIndex, class: Class, now: Instant) -> Option<Request> {
         self.tick(now);
-        let mut classes = Class::ALL.into_iter().filter(|class| *class <= at_least);
-        classes.find_map(|class| self.next_of_class(peer, class))
+        if let Some(peer) = self.peers.get_mut(peer.index()) {
+            peer.full = false;
+        }
+        self.next_of_class(peer, class)
+    }
+
+    /// The link to `peer` takes nothing now: until it asks for a request, nothing is left to it.
+    pub fn handle_full(&mut self, peer: PeerIndex) {
+        if let Some(peer) = self.peers.get_mut(peer.index()) {
+            peer.full = true;
+        }
     }
 
     /// Whether a request may be waiting for `peer`. True, too, while budgets or faster peers hold it back.
@@ -498,6 +506,7 @@ impl Fetch {
             better
                 && other.peer != peer
                 && other.state == State::Fresh
+                && !self.peers[other.peer.index()].full
                 && self.has_room(other.peer, task.class)
                 && load.fits(other.size.into(), self.limits.per_peer_bytes[task.class])
         })

@@ -55,8 +55,11 @@ pub struct QuicConfig {
     pub idle_timeout: Duration,
     /// An idle connection shows a sign of life this often.
     pub keep_alive: Duration,
-    /// A handshake takes at most this long.
+    /// A handshake that a peer began takes at most this long.
     pub handshake_timeout: Duration,
+    /// One that we began does: a peer that comes back answers the first packet of the next, not the repeated ones of the last,
+    /// which come ever more rarely (RFC 9002 §6.2.1).
+    pub dial_timeout: Duration,
     /// The first wait between dials of a peer, doubled from then on (the first redial after a loss does not
     /// wait).
     pub dial_backoff_min: Duration,
@@ -148,7 +151,8 @@ impl QuicConfig {
             keep_alive: Duration::from_secs(1),
             handshake_timeout: Duration::from_secs(5),
             dial_backoff_min: Duration::from_millis(50),
-            dial_backoff_max: Duration::from_secs(1),
+            dial_timeout: Duration::from_secs(1),
+            dial_backoff_max: Duration::from_millis(250),
             artifact_limit: 16 << 20,
             pushes_in_assembly: 16,
             hash_of,
@@ -181,6 +185,7 @@ impl QuicConfig {
         range(self.pushes_in_assembly >= 4, "pushes_in_assembly")?;
         range(self.keep_alive < self.idle_timeout, "keep_alive")?;
         range(!self.handshake_timeout.is_zero(), "handshake_timeout")?;
+        range(!self.dial_timeout.is_zero(), "dial_timeout")?;
         range(self.dial_backoff_min <= self.dial_backoff_max, "dial_backoff_min")?;
         range(!self.dial_backoff_min.is_zero(), "dial_backoff_min")
     }

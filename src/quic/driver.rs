@@ -43,7 +43,7 @@ impl Quic {
         if let Some(entry) = self.peers.get_mut(peer.index()) {
             entry.dialling = Some(handle);
         }
-        let deadline = now + self.config.handshake_timeout;
+        let deadline = now + self.config.dial_timeout;
         self.insert(handle, connection, Phase::Handshake { deadline, client: true, dialled: Some(peer) });
         self.drive(handle, now);
     }

@@ -32,8 +32,8 @@ impl HashKind {
     /// each lane of the vector unit: about a sixth of the time that one after another takes.
     pub fn ids(self, bodies: &[&[u8]]) -> Vec<ArtifactId> {
         match self {
-            HashKind::Blake3 => chunks(bodies),
-            HashKind::Sha256 => bodies.iter().map(|body| self.id(body)).collect(),
+            HashKind::Blake3 if bodies.len() > 1 => chunks(bodies),
+            HashKind::Blake3 | HashKind::Sha256 => bodies.iter().map(|body| self.id(body)).collect(),
         }
     }
 }

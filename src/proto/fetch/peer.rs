@@ -10,6 +10,8 @@ use crate::types::{Instant, PeerIndex, PerClass, Rng, StreamKey};
 #[derive(Debug, Default)]
 pub(super) struct Peer {
     pub(super) connected: bool,
+    /// Its link took nothing when it was last looked at.
+    pub(super) full: bool,
     /// Asked only when no other could be.
     pub(super) poor: bool,
     pub(super) queues: PerClass<Queue>,

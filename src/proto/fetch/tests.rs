@@ -55,7 +55,7 @@ impl World {
     }
 
     fn next(&mut self, peer: PeerIndex, now: Instant) -> Option<Request> {
-        self.fetch.next_request(peer, Class::Bulk, now)
+        Class::ALL.into_iter().find_map(|class| self.fetch.next_request(peer, class, now))
     }
 
     /// The id's first byte of the next request.
@@ -335,13 +335,27 @@ fn an_advertiser_that_is_gone_is_not_asked_and_its_request_is_abandoned() {
 }
 
 #[test]
+fn nothing_is_left_to_a_peer_whose_link_is_full() {
+    let mut world = world();
+    for (byte, peer, millis) in [(1, A, 1), (2, B, 10)] {
+        world.want(byte, Class::Bulk, SIZE, &[peer], at(0));
+        let request = world.next(peer, at(0)).unwrap();
+        world.reply(peer, request, Outcome::Found, at(millis));
+    }
+    world.want(3, Class::Bulk, SIZE, &[A, B], at(20));
+    assert_eq!(world.next_byte(B, at(20)), None);
+    world.fetch.handle_full(A);
+    assert_eq!(world.next_byte(B, at(20)), Some(3));
+}
+
+#[test]
 fn the_most_urgent_class_goes_first() {
     let mut world = world();
     world.want(1, Class::Bulk, SIZE, &[A], at(0));
     world.want(2, Class::Critical, SIZE, &[A], at(0));
     world.want(3, Class::Normal, SIZE, &[A], at(0));
-    assert_eq!(world.fetch.next_request(A, Class::High, at(0)).map(|request| request.id), Some(id(2)));
     assert_eq!(world.fetch.next_request(A, Class::High, at(0)), None);
+    assert_eq!(world.next_byte(A, at(0)), Some(2));
     assert_eq!(world.next_byte(A, at(0)), Some(3));
     assert_eq!(world.next_byte(A, at(0)), Some(1));
 }
