@@ -2,7 +2,16 @@
 
 #[cfg(feature = "commonware")]
 mod commonware_p2p;
+#[cfg(feature = "compio")]
+mod compio;
+#[cfg(feature = "gossipsub")]
+mod gossipsub;
+#[cfg(feature = "iroh")]
+mod iroh_gossip;
+#[cfg(feature = "raw-keys")]
 mod links;
+#[cfg(feature = "predecessor")]
+mod predecessor;
 #[cfg(feature = "quinn")]
 mod quinn;
 #[cfg(feature = "raw-keys")]
@@ -32,23 +41,50 @@ pub(crate) enum Peer {
     /// s2n-quic on tokio, one long stream and a queue of 64 for each peer.
     #[cfg(feature = "s2n")]
     S2nQuic,
+    /// compio-quic, one long stream and a queue of 64 for each peer.
+    #[cfg(feature = "compio")]
+    CompioQuic,
     /// commonware-p2p (authenticated, lookup) on its tokio runtime, over TCP.
     #[cfg(feature = "commonware")]
     CommonwareP2p,
     /// The same on its io_uring runtime.
     #[cfg(feature = "commonware")]
     CommonwareP2pUring,
+    /// libp2p's gossipsub over QUIC, unsigned, published to all and not forwarded.
+    #[cfg(feature = "gossipsub")]
+    GossipsubFlood,
+    /// libp2p's gossipsub over QUIC with its defaults: signed, and forwarded over the mesh.
+    #[cfg(feature = "gossipsub")]
+    GossipsubSigned,
+    /// iroh-gossip, every node in every other's active view.
+    #[cfg(feature = "iroh")]
+    IrohGossip,
+    /// A model of the Internet Computer's P2P layer, made from a description: not the original.
+    #[cfg(feature = "predecessor")]
+    PredecessorModel,
 }
 
 impl Peer {
     /// What a reader of the table must know.
     pub(crate) fn note(self, choice: &Choice) -> Option<String> {
         let jumbo = usize::from(choice.mtu) > usize::from(QUINN_MTU);
+        let small =
+            || format!("datagrams of {QUINN_MTU} bytes: quinn's GSO batches of ten break above 6,550");
         match self {
             #[cfg(feature = "quinn")]
-            Peer::QuinnLong | Peer::QuinnUni | Peer::QuinnPriority => jumbo.then(|| {
-                format!("datagrams of {QUINN_MTU} bytes: quinn's GSO batches of ten break above 6,550")
-            }),
+            Peer::QuinnLong | Peer::QuinnUni | Peer::QuinnPriority => jumbo.then(small),
+            #[cfg(feature = "compio")]
+            Peer::CompioQuic => jumbo.then(small),
+            #[cfg(feature = "gossipsub")]
+            Peer::GossipsubFlood | Peer::GossipsubSigned => jumbo.then(small),
+            #[cfg(feature = "iroh")]
+            Peer::IrohGossip => jumbo.then(small),
+            #[cfg(feature = "predecessor")]
+            Peer::PredecessorModel => Some(
+                "a model made from a description, not the original; it fetches what has 1,024 bytes or more, and keeps to \
+                 datagrams of 1,452 bytes"
+                    .to_owned(),
+            ),
             #[cfg(feature = "commonware")]
             Peer::CommonwareP2p | Peer::CommonwareP2pUring => Some(
                 "TCP and ChaCha20-Poly1305, which it does not let one choose; loopback flatters TCP's large segments"
@@ -91,6 +127,16 @@ fn start(peer: Peer, run: Run) -> Result<Value, Failure> {
         Peer::QuinnPriority => quinn::run(run, quinn::Shape::Priority),
         #[cfg(feature = "s2n")]
         Peer::S2nQuic => s2n::run(run),
+        #[cfg(feature = "compio")]
+        Peer::CompioQuic => compio::run(run),
+        #[cfg(feature = "gossipsub")]
+        Peer::GossipsubFlood => gossipsub::run(run, gossipsub::Shape::Flood),
+        #[cfg(feature = "gossipsub")]
+        Peer::GossipsubSigned => gossipsub::run(run, gossipsub::Shape::Signed),
+        #[cfg(feature = "iroh")]
+        Peer::IrohGossip => iroh_gossip::run(run),
+        #[cfg(feature = "predecessor")]
+        Peer::PredecessorModel => predecessor::run(run),
         #[cfg(feature = "commonware")]
         Peer::CommonwareP2p => commonware_p2p::run_tokio(run),
         #[cfg(feature = "commonware")]

@@ -58,6 +58,12 @@ impl Keys {
         Ok(config)
     }
 
+    /// Whose key it is.
+    #[cfg(any(feature = "compio", feature = "predecessor"))]
+    pub(crate) fn node_of(&self, key: &CertificateDer<'_>) -> Option<usize> {
+        self.pins.iter().position(|pin| pin.as_slice() == key.as_ref())
+    }
+
     fn pinned(&self) -> Arc<Pinned> {
         Arc::new(Pinned { pins: self.pins.clone(), provider: self.provider.clone() })
     }
