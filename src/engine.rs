@@ -28,7 +28,7 @@ use bytes::Bytes;
 
 use crate::config::{Limits, TopicConfig};
 use crate::metrics::EngineCounters;
-use crate::proto::{Fault, Fetch, FetchEffect, FetchLimits, Score};
+use crate::proto::{Fault, Fetch, FetchEffect, FetchLimits, Score, ViewEffect};
 use crate::types::{
     ArtifactId, Attribute, ConnectionNumber, IdMap, Instant, KeyedState, NodeId, PeerIndex, PerClass, Rng,
     StreamKey, TopicId, Verified,
@@ -217,6 +217,10 @@ pub struct Engine {
     /// Streams on which peers push a body now, by artifact.
     arriving: IdMap<Vec<(PeerIndex, StreamKey)>>,
     fetch_effects: Vec<FetchEffect>,
+    /// Kept for its capacity.
+    heard: Vec<ViewEffect>,
+    /// Bytes of the last batch: about what the next one needs.
+    last_batch: usize,
     score: Score,
     /// Peers in poor standing, and when to look again.
     poor: BTreeMap<PeerIndex, Instant>,
@@ -253,6 +257,8 @@ impl Engine {
             carried: IdMap::with_hasher(KeyedState::new(&mut rng)),
             arriving: IdMap::with_hasher(KeyedState::new(&mut rng)),
             fetch_effects: Vec::new(),
+            heard: Vec::new(),
+            last_batch: 0,
             score: Score::new(peers),
             poor: BTreeMap::new(),
             next_push: 0,

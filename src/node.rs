@@ -18,7 +18,7 @@ pub mod io;
 pub mod preflight;
 pub mod textfile;
 
-pub use delivery::{Deliveries, RecvError};
+pub use delivery::{Deliveries, Disposition, RecvError};
 pub use executor::{ExecutorConfig, Executors};
 pub use handle::{BroadcastError, CommandError, Config, Node, StartError, Topic, TopicError};
 pub use keyfile::{KeyFile, KeyFileError};

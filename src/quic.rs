@@ -19,6 +19,7 @@ mod dial;
 mod door;
 mod driver;
 mod egress;
+mod events;
 mod handshake;
 mod identity;
 mod ingress;
@@ -346,7 +347,7 @@ impl Quic {
     /// The next thing that happened.
     pub fn poll_event(&mut self) -> Option<(PeerIndex, Event)> {
         loop {
-            let (peer, event) = self.shared.events.pop_front()?;
+            let (peer, event) = self.shared.events.pop()?;
             if let Event::Link(incoming) = &event
                 && let Some(key) = keys::ended_by(incoming)
             {

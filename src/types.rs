@@ -3,15 +3,17 @@
 mod body;
 mod class;
 mod datagram;
+mod hash;
 mod id;
 mod keyed;
 mod membership;
 mod rng;
 mod time;
 
-pub use body::{BodyReader, HashKind, TooLong, Verified};
+pub use body::{BodyReader, TooLong, Verified};
 pub use class::{Class, PerClass};
 pub use datagram::{Ecn, Received, Transmit};
+pub use hash::HashKind;
 pub use id::{
     ArtifactId, Attribute, AttributeTooLong, ConnectionNumber, NodeId, ParseIdError, PeerIndex,
     RegistryVersion, Slot, StreamKey, TopicId, Version,

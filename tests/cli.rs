@@ -1,11 +1,15 @@
-//! Bad input to the real binaries: one clear line, a code of sysexits.h, nothing half-written.
+//! Bad input to `corecast`: one clear line, a code of sysexits.h, nothing half-written.
 #![cfg(feature = "tools")]
 #![allow(clippy::unwrap_used)]
 
+mod desk;
+
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::path::PathBuf;
+use std::process::{Command, Output};
+
+use desk::{refused, tool};
 
 /// A folder of one test, and the tools run in it.
 struct Desk(tempfile::TempDir);
@@ -58,21 +62,6 @@ const CONFIG: &str =
     "registry = \"registry.toml\"\nkey = \"key.pem\"\ninbox = \"inbox\"\noutbox = \"outbox\"\n";
 const CHECK: &str = "node --check-config --config node.toml";
 
-fn tool(binary: &str, folder: &Path, line: &str) -> Output {
-    let mut command = Command::new(binary);
-    let command = command.args(line.split_whitespace()).current_dir(folder).stdin(Stdio::null());
-    command.output().unwrap()
-}
-
-fn refused(output: &Output, tool: &str, line: &str, code: i32, with: &str) {
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(code), "{line}: {stderr}");
-    assert!(stderr.contains(with), "{line}: {stderr}\nlacks: {with}");
-    assert!(stderr.starts_with(&format!("{tool}: ")), "{line}: {stderr}");
-    assert_eq!(stderr.matches('\n').count(), 1, "{line}: one line, not {stderr}");
-    assert!(output.stdout.is_empty(), "{line}: {}", String::from_utf8_lossy(&output.stdout));
-}
-
 /// Permissions do not bind root, so what they refuse cannot be shown to it.
 fn is_root() -> bool {
     fs::metadata("/proc/self").unwrap().uid() == 0
@@ -97,23 +86,6 @@ fn unknown_commands_and_flags_get_a_hint() {
     desk.fails("devnet --nodes 3 --nodes 4", 64, "cannot be used multiple times");
     desk.fails("keygen", 64, "--out <FILE>");
     desk.fails("registry shew", 64, "'show'; `corecast registry --help` says what is allowed");
-    let load = tool(env!("CARGO_BIN_EXE_corecast-load"), desk.0.path(), "bulky");
-    refused(&load, "corecast-load", "bulky", 64, "possible values: bulk, small, latency");
-    let line = "sim --scenario nonsense";
-    let load = tool(env!("CARGO_BIN_EXE_corecast-load"), desk.0.path(), line);
-    refused(&load, "corecast-load", line, 64, "possible values: late-joiner, ");
-}
-
-#[test]
-fn simulated_seeds_end_with_one_line() {
-    let desk = Desk::new();
-    for line in ["sim --seeds 3 --first-seed 7", "sim --seeds 3 --scenario maker-dies"] {
-        let output = tool(env!("CARGO_BIN_EXE_corecast-load"), desk.0.path(), line);
-        let text = String::from_utf8(output.stdout).unwrap();
-        assert_eq!(output.status.code(), Some(0), "{line}: {text}");
-        let summary = text.lines().last().unwrap();
-        assert!(summary.starts_with("sim: 3 seeds, ") && summary.ends_with(", 0 failures"), "{summary}");
-    }
 }
 
 #[test]
@@ -128,18 +100,6 @@ fn counts_out_of_range_are_refused_with_the_range() {
     desk.fails("devnet --cores 0,0", 64, "core 0 is named twice");
     desk.fails("devnet --cores 1023", 64, "core 1023 is not among those");
     desk.fails("devnet --cores zero", 64, "write numbers and ranges, as in 0-3,6");
-    for (line, with) in [
-        ("bulk --nodes 1", "1 is not in 2..=128"),
-        ("bulk --size 3", "3 is not in 16..="),
-        ("latency --rate 0", "0 is not in 1..="),
-        ("bulk --seconds 0", "0 is not in 1..="),
-        ("bulk --rate 5", "--rate is for latency"),
-        ("latency --inflight 5", "--inflight is for bulk and small"),
-        ("small --nodes 128 --lanes 256", "one process may have 512"),
-    ] {
-        let output = tool(env!("CARGO_BIN_EXE_corecast-load"), desk.0.path(), line);
-        refused(&output, "corecast-load", line, 64, with);
-    }
 }
 
 #[test]

@@ -201,3 +201,53 @@ fn a_relay_survives_its_maker() {
     let (artifact, from) = delivered(&late);
     assert_eq!((artifact.id, from), (id, members[0].node.id()));
 }
+
+#[test]
+fn an_inline_consumer_decides_on_the_lanes_own_thread() {
+    use corecast::{Config, Disposition, Node};
+    use std::sync::Mutex;
+    use std::sync::mpsc;
+
+    let (plan, executors) = (subnet::plan(2, 2), subnet::executors());
+    let maker = plan.start(&executors, 0, &topic());
+    let node = Node::start_on(&executors, Config::new(plan.identity(1), plan.membership)).unwrap();
+    let (seen, events) = mpsc::channel();
+    let seen = Mutex::new(seen);
+    let inline = node
+        .topic_inline(topic(), move |event| {
+            let thread = std::thread::current().name().unwrap_or_default().to_owned();
+            let disposition = match &event {
+                Event::Delivered { artifact, .. } if artifact.bytes == "relay" => Disposition::Validate,
+                Event::Delivered { artifact, .. } if artifact.bytes == "keep" => Disposition::Keep,
+                Event::Delivered { artifact, .. } if artifact.bytes == "panic" => panic!("as the test wants"),
+                _ => Disposition::Release,
+            };
+            seen.lock().unwrap().send((thread, event)).unwrap();
+            disposition
+        })
+        .unwrap();
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| ()));
+    let ids: Vec<_> =
+        ["panic", "relay", "keep", "drop"].map(|text| maker.topic.broadcast(text).unwrap()).into();
+    let mut delivered = Vec::new();
+    for _ in 0..3 {
+        let (thread, event) = events.recv_timeout(Duration::from_secs(10)).unwrap();
+        assert!(thread.starts_with("corecast-"), "{thread}");
+        let Event::Delivered { artifact, .. } = event else { panic!("{event:?}") };
+        delivered.push(artifact.id);
+    }
+    wait_until("the panic was caught", || node.stats().engine.delivered == 4);
+    std::panic::set_hook(hook);
+    delivered.sort();
+    let mut expected = ids[1..].to_vec();
+    expected.sort();
+    assert_eq!(delivered, expected);
+    assert!(node.is_healthy());
+    wait_until("one is relayed", || node.stats().engine.relays == 1);
+    // What was kept is told of when it is withdrawn, and what was released is not.
+    inline.abort(&ids[1]).unwrap();
+    ids.iter().for_each(|id| maker.topic.abort(id).unwrap());
+    let (_, event) = events.recv_timeout(Duration::from_secs(10)).unwrap();
+    assert_eq!(event, Event::Withdrawn { id: ids[2] });
+}

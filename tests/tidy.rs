@@ -15,7 +15,7 @@ const LINE_CHARS: usize = 130;
 
 /// Files that exist to hold unsafe code.
 const UNSAFE_FILES: &[&str] = &[
-    "src/bin/corecast_load/usage.rs",
+    "src/bin/corecast_load/system.rs",
     "src/bin/subnet/memory.rs",
     "src/node/io/",
     "src/node/preflight.rs",

@@ -62,6 +62,9 @@ impl Engine {
 
     fn control(&mut self, peer: PeerIndex) -> Option<Outgoing> {
         let link = self.links.get_mut(peer.index())?;
+        if link.control.is_empty() && link.refusals.is_empty() {
+            return None;
+        }
         let mut batch = BatchBuilder::new(256);
         while let Some(frame) = link.control.front() {
             if !batch.fits(frame.encoded_len()) {
@@ -90,7 +93,7 @@ impl Engine {
             if topic.config().class != class || !has {
                 continue;
             }
-            let batch = batch.get_or_insert_with(|| BatchBuilder::new(4096));
+            let batch = batch.get_or_insert_with(|| BatchBuilder::new(self.last_batch + self.last_batch / 4));
             match self.pack(index, peer, batch, bodies) {
                 Packed::All => (),
                 Packed::Stopped => break,
@@ -100,7 +103,9 @@ impl Engine {
         let batch = batch.filter(|batch| !batch.is_empty())?;
         // Words travel at least as `High`.
         let class = if bodies { class } else { class.min(Class::High) };
-        Some(Outgoing::Batch { class, bytes: batch.finish() })
+        let bytes = batch.finish();
+        self.last_batch = bytes.len();
+        Some(Outgoing::Batch { class, bytes })
     }
 
     fn pack(&mut self, index: usize, peer: PeerIndex, batch: &mut BatchBuilder, bodies: bool) -> Packed {
@@ -116,26 +121,28 @@ impl Engine {
             let change = match next.told {
                 Told::Clear => Change::Clear,
                 Told::Advert(active) => {
-                    let relayed = active.origin == Origin::Relay;
-                    Change::Advert { id: active.id, size: active.size, relayed, attribute: active.attribute }
+                    let (relayed, attribute) = (active.origin == Origin::Relay, active.attribute.clone());
+                    Change::Advert { id: active.id, size: active.size, relayed, attribute }
                 }
                 Told::Push(active) => {
                     let Some(body) = pool.get_validated(&active.id) else {
                         debug_assert!(false, "an active artifact has no body");
                         continue;
                     };
-                    let attribute = active.attribute;
-                    if Update::push_len(&attribute, body.len()) > FRAME_HEADER + MAX_FRAME {
-                        if !batch.is_empty() {
-                            slots.put_back(peer, slot);
-                            return Packed::Stopped;
-                        }
-                        let size = body.len() as u32;
-                        let head = PushHead { topic: id, slot, version, id: active.id, size, attribute };
-                        let (class, body) = (topic.config().class, body.clone());
-                        return Packed::Alone(self.push_alone(peer, class, head, body));
+                    let len = Update::push_len(&active.attribute, body.len());
+                    if len <= FRAME_HEADER + MAX_FRAME && batch.fits(len) {
+                        batch.push_body(id, slot, version, &active.attribute, body);
+                        self.counters.pushes_sent += 1;
+                        continue;
                     }
-                    Change::Push { attribute, body: body.clone() }
+                    if len <= FRAME_HEADER + MAX_FRAME || !batch.is_empty() {
+                        slots.put_back(peer, slot);
+                        return Packed::Stopped;
+                    }
+                    let (size, attribute) = (body.len() as u32, active.attribute.clone());
+                    let head = PushHead { topic: id, slot, version, id: active.id, size, attribute };
+                    let (class, body) = (topic.config().class, body.clone());
+                    return Packed::Alone(self.push_alone(peer, class, &head, body));
                 }
             };
             if !batch.fits(Update::encoded_len(&change)) {
@@ -143,22 +150,20 @@ impl Engine {
                 return Packed::Stopped;
             }
             match &change {
-                Change::Push { .. } => self.counters.pushes_sent += 1,
-                Change::Advert { relayed, .. } => {
+                Change::Advert { relayed: true, .. } => {
                     self.counters.adverts_sent += 1;
-                    if *relayed {
-                        self.counters.relay_adverts_sent += 1;
-                        self.counters.relay_advert_bytes_sent += Update::encoded_len(&change) as u64;
-                    }
+                    self.counters.relay_adverts_sent += 1;
+                    self.counters.relay_advert_bytes_sent += Update::encoded_len(&change) as u64;
                 }
-                Change::Clear => self.counters.clears_sent += 1,
+                Change::Advert { .. } => self.counters.adverts_sent += 1,
+                Change::Push { .. } | Change::Clear => self.counters.clears_sent += 1,
             }
             batch.push(&Frame::Update(Update { topic: id, slot, version, change }));
         }
         Packed::All
     }
 
-    fn push_alone(&mut self, peer: PeerIndex, class: Class, head: PushHead, body: bytes::Bytes) -> Outgoing {
+    fn push_alone(&mut self, peer: PeerIndex, class: Class, head: &PushHead, body: bytes::Bytes) -> Outgoing {
         // Below the keys of fetches.
         let key = StreamKey(self.next_push);
         self.next_push += 1;

@@ -43,6 +43,10 @@ impl Engine {
             Incoming::Frame(Frame::Update(update)) => self.update(peer, update, now, fx),
             Incoming::Frame(Frame::Refused(refused)) => self.refused(peer, refused),
             Incoming::Frame(Frame::Held(held)) => self.held(peer, &held),
+            Incoming::PushedSmall { topic, slot, version, attribute, body } => {
+                let place = Refused { topic, slot, version, reason: Refusal::SlotLimit };
+                self.pushed_small(peer, place, attribute, body, now, fx);
+            }
             Incoming::PushStarted { key, head } => self.push_started(peer, key, head, now, fx),
             Incoming::Pushed { key, head, body } => self.pushed(peer, key, &head, body, now, fx),
             Incoming::PushBroken { key, head } => {
@@ -78,11 +82,10 @@ impl Engine {
     fn resync(&mut self, peer: PeerIndex, resync: &Resync, now: Instant, fx: &mut Effects) {
         let connection = self.links.get(peer.index()).and_then(|link| link.connection);
         let (Some(index), Some(connection)) = (self.index_of(resync.topic), connection) else { return };
-        let mut heard = Vec::new();
         if let Some(topic) = self.topics.get_mut(index) {
-            topic.view.handle_resync(peer, connection, resync, &mut heard);
+            topic.view.handle_resync(peer, connection, resync, &mut self.heard);
         }
-        self.follow(index, heard, None, now, fx);
+        self.follow(index, None, now, fx);
     }
 
     fn update(&mut self, peer: PeerIndex, update: Update, now: Instant, fx: &mut Effects) {
@@ -92,30 +95,46 @@ impl Engine {
         };
         let Some(hash) = self.topics.get(index).map(|topic| topic.config().hash) else { return };
         let Update { slot, version, change, .. } = update;
+        let place = Refused { topic: update.topic, slot, version, reason: Refusal::SlotLimit };
         let told = match change {
             Change::Clear => {
                 let connection = self.links.get(peer.index()).and_then(|link| link.connection);
                 let (Some(topic), Some(connection)) = (self.topics.get_mut(index), connection) else {
                     return;
                 };
-                let mut heard = Vec::new();
-                if topic.view.handle_clear(peer, connection, slot, version, &mut heard) == Heard::Stale {
+                if topic.view.handle_clear(peer, connection, slot, version, &mut self.heard) == Heard::Stale {
                     self.counters.updates_stale += 1;
                 }
-                return self.follow(index, heard, None, now, fx);
+                return self.follow(index, None, now, fx);
             }
             Change::Push { attribute, body } => {
-                let (size, body) = (body.len() as u32, Verified::hash(hash, body));
-                let id = body.id();
-                self.counters.bodies_received += 1;
-                self.counters.body_bytes_received += u64::from(size);
-                Told { peer, id, size, attribute, relayed: false, body: Coming::Here(body) }
+                return self.pushed_small(peer, place, attribute, Verified::hash(hash, body), now, fx);
             }
             Change::Advert { id, size, relayed, attribute } => {
                 Told { peer, id, size, attribute, relayed, body: Coming::OnRequest }
             }
         };
-        let place = Refused { topic: update.topic, slot, version, reason: Refusal::SlotLimit };
+        self.set(index, place, told, now, fx);
+    }
+
+    /// A small body came with its name.
+    fn pushed_small(
+        &mut self,
+        peer: PeerIndex,
+        place: Refused,
+        attribute: Attribute,
+        body: Verified,
+        now: Instant,
+        fx: &mut Effects,
+    ) {
+        let Some(index) = self.index_of(place.topic) else {
+            self.counters.updates_unknown_topic += 1;
+            return;
+        };
+        let (id, size) = (body.id(), body.bytes().len() as u32);
+        self.counters.bodies_received += 1;
+        self.counters.body_bytes_received += u64::from(size);
+        let told = Told { peer, id, size, attribute, relayed: false, body: Coming::Here(body) };
         self.set(index, place, told, now, fx);
     }
 
@@ -139,8 +158,7 @@ impl Engine {
             self.refuse(peer, Refused { reason: Refusal::ArtifactSize, ..place }, now);
             return false;
         }
-        let mut heard = Vec::new();
-        match topic.view.handle_set(peer, connection, place.slot, place.version, told.id, &mut heard) {
+        match topic.view.handle_set(peer, connection, place.slot, place.version, told.id, &mut self.heard) {
             Heard::Newer => (),
             Heard::Stale => {
                 self.counters.updates_stale += 1;
@@ -152,7 +170,7 @@ impl Engine {
             }
         }
         topic.view.handle_size(peer, &told.id, told.size);
-        self.follow(index, heard, Some(told), now, fx);
+        self.follow(index, Some(told), now, fx);
         true
     }
 
@@ -166,20 +184,14 @@ impl Engine {
     }
 
     /// Carries out what a change of a view means. `told` is the update that caused it.
-    fn follow(
-        &mut self,
-        index: usize,
-        heard: Vec<ViewEffect>,
-        told: Option<Told>,
-        now: Instant,
-        fx: &mut Effects,
-    ) {
-        for effect in heard {
+    fn follow(&mut self, index: usize, told: Option<Told>, now: Instant, fx: &mut Effects) {
+        let mut heard = std::mem::take(&mut self.heard);
+        for effect in heard.drain(..) {
             match effect {
                 // The update itself follows below, once for all that it caused.
                 ViewEffect::Advertised { .. } => (),
                 ViewEffect::Unadvertised { id, peer } => {
-                    let Some(topic) = self.topics.get_mut(index) else { return };
+                    let Some(topic) = self.topics.get_mut(index) else { continue };
                     match (topic.stage(&id), self.config.members.get(peer.index())) {
                         (Some(Stage::Fetching), _) => {
                             self.fetch.handle_unadvertised(topic.id(), id, peer, &mut self.fetch_effects);
@@ -191,6 +203,7 @@ impl Engine {
                 ViewEffect::Withdrawn { id } => self.withdrawn(index, id, now, fx),
             }
         }
+        self.heard = heard;
         if let Some(told) = told {
             self.advertised(index, told, now, fx);
         }
@@ -204,10 +217,9 @@ impl Engine {
     fn advertised(&mut self, index: usize, told: Told, now: Instant, fx: &mut Effects) {
         let Some(topic) = self.topics.get_mut(index) else { return };
         let id = told.id;
-        topic.hear(&id, told.peer, told.size, told.relayed);
-        match (topic.stage(&id), told.body) {
-            (None | Some(Stage::Later | Stage::Discarded), body) => {
-                self.admit(index, Told { body, ..told }, now, fx);
+        match (topic.hear(&id, told.peer, told.size, told.relayed), told.body) {
+            (before @ (None | Some(Stage::Later | Stage::Discarded)), body) => {
+                self.admit(index, before, Told { body, ..told }, now, fx);
             }
             (Some(Stage::Fetching), Coming::OnRequest) => {
                 self.fetch.handle_advertiser(topic.id(), id, told.peer, told.size)
@@ -229,20 +241,24 @@ impl Engine {
 
     /// Asks the filter about an artifact that is new here, or that it did not want on another advertiser's word: nobody's lie
     /// about size or attribute keeps an artifact out. The friendliest verdict counts.
-    fn admit(&mut self, index: usize, told: Told, now: Instant, fx: &mut Effects) {
+    fn admit(&mut self, index: usize, before: Option<Stage>, told: Told, now: Instant, fx: &mut Effects) {
         let (Some(topic), Some(from)) =
             (self.topics.get_mut(index), self.config.members.get(told.peer.index()).copied())
         else {
             return;
         };
         let Told { peer, id, size, attribute, relayed, body } = told;
-        // What others said of its size still counts.
-        let known = topic.entry(&id).copied().unwrap_or(Entry::new(Stage::Later, size, attribute, relayed));
-        let entry = |stage| Entry { attribute, ..known.at(stage) };
         let panics = topic.admission.panics();
-        let verdict = topic.admission.judge(&Advert { topic: topic.id(), id, size, attribute, from });
+        let advert = Advert { topic: topic.id(), id, size, attribute, from };
+        let verdict = topic.admission.judge(&advert);
         self.counters.filter_panics += topic.admission.panics() - panics;
-        let before = topic.stage(&id);
+        let fresh = Entry::new(Stage::Starved, size, advert.attribute, relayed);
+        let body = match (verdict, before, body) {
+            (Verdict::Want, None, Coming::Here(body)) if topic.may_take(size, now) => {
+                return topic.take_in(body, fresh, peer);
+            }
+            (.., body) => body,
+        };
         let stage = match (verdict, &body) {
             (Verdict::Want, Coming::On(key)) if topic.may_take(size, now) => {
                 Stage::Arriving { peer, key: *key }
@@ -255,7 +271,12 @@ impl Engine {
         if verdict == Verdict::Want && before == Some(Stage::Later) {
             topic.admission.forget(&id);
         }
-        topic.enter(id, entry(stage));
+        // What others said of its size still counts.
+        let entry = match before.and_then(|_| topic.entry(&id)) {
+            Some(known) => Entry { attribute: fresh.attribute, ..known.clone().at(stage) },
+            None => fresh.at(stage),
+        };
+        topic.enter(id, entry);
         topic.promise(&id, now);
         match (stage, body) {
             (Stage::Starved, Coming::Here(body)) => self.arrived(index, peer, body, now, fx),
@@ -283,7 +304,7 @@ impl Engine {
 
     /// Starts to fetch starved artifacts, as many as have room.
     pub(super) fn feed(&mut self, index: usize, now: Instant) {
-        loop {
+        while self.topics.get(index).is_some_and(Topic::starves) {
             let fed = self.next_fed(index, now);
             let Some(topic) = self.topics.get_mut(index) else { return };
             let Some(id) = fed else {
@@ -328,7 +349,7 @@ impl Engine {
         if topic.stage(&id) == Some(Stage::Fetching) {
             self.fetch.handle_cancel(topic.id(), id, &mut self.fetch_effects);
         }
-        let attribute = topic.entry(&id).map_or(Attribute::EMPTY, |entry| entry.attribute);
+        let attribute = topic.entry(&id).map_or(Attribute::EMPTY, |entry| entry.attribute.clone());
         let fits = topic.take_room(&id, size, now);
         if fits && topic.pool.insert_received(id, body.into_bytes(), attribute, peer).is_ok() {
             topic.advance(&id, Stage::Ready);
@@ -418,7 +439,8 @@ impl Engine {
         let (id, size) = (body.id(), body.bytes().len() as u32);
         let Some(topic) = self.topics.get_mut(index) else { return };
         let refused = Effect::Freed { topic: topic.id(), bytes: size.into() };
-        match topic.stage(&id) {
+        let before = topic.stage(&id);
+        match before {
             Some(Stage::Active) => return fx.push(refused),
             Some(Stage::Fetching) => self.fetch.handle_cancel(topic.id(), id, &mut self.fetch_effects),
             Some(Stage::Later) => topic.admission.forget(&id),
@@ -426,9 +448,11 @@ impl Engine {
         }
         self.stop_pushes(index, &id, fx);
         let Some(topic) = self.topics.get_mut(index) else { return };
-        topic.pool.remove(&id);
-        let active = Active { id, size, attribute, origin: Origin::Own };
-        if topic.pool.insert_own(id, body.into_bytes(), attribute).is_err()
+        if before.is_some() {
+            topic.pool.remove(&id);
+        }
+        let active = Active { id, size, attribute: attribute.clone(), origin: Origin::Own };
+        if topic.pool.insert_own(id, body.into_bytes(), attribute.clone()).is_err()
             || topic.slots.handle_broadcast(active).is_err()
         {
             // Reservations make this impossible as long as the handle counts what the tables count.
@@ -454,7 +478,8 @@ impl Engine {
             topic.leave(id);
         }
         self.counters.aborts += 1;
-        for (peer, key) in self.carried.remove(id).unwrap_or_default() {
+        let carried = if self.carried.is_empty() { None } else { self.carried.remove(id) };
+        for (peer, key) in carried.into_iter().flatten() {
             if let Some(link) = self.links.get_mut(peer.index()) {
                 link.carrying.remove(&key);
             }
@@ -466,7 +491,7 @@ impl Engine {
     pub(super) fn validate(&mut self, index: usize, id: &ArtifactId, now: Instant, fx: &mut Effects) {
         let Some(topic) = self.topics.get_mut(index) else { return };
         let freed = Effect::Freed { topic: topic.id(), bytes: 0 };
-        let (Some(Stage::Delivered), Some(entry)) = (topic.stage(id), topic.entry(id).copied()) else {
+        let (Some(Stage::Delivered), Some(entry)) = (topic.stage(id), topic.entry(id).cloned()) else {
             return fx.push(freed);
         };
         let Some(size) = topic.relay(id) else {
@@ -487,12 +512,9 @@ impl Engine {
 
     pub(super) fn release(&mut self, index: usize, id: &ArtifactId, now: Instant) {
         let Some(topic) = self.topics.get_mut(index) else { return };
-        if topic.stage(id) != Some(Stage::Delivered) {
-            return;
+        if topic.release(id) {
+            self.feed(index, now);
         }
-        topic.pool.remove(id);
-        topic.advance(id, Stage::Released);
-        self.feed(index, now);
     }
 
     /// The filter has changed: everything it wanted later is judged again.

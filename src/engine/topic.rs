@@ -9,7 +9,7 @@ use crate::proto::{
     self, Admission, Origin, Pool, PoolLimits, Promotion, SlotLimits, Slots, View, ViewLimits,
 };
 use crate::types::{
-    ArtifactId, Attribute, IdMap, Instant, KeyedState, NodeId, PeerIndex, Rng, StreamKey, TopicId,
+    ArtifactId, Attribute, IdMap, Instant, KeyedState, NodeId, PeerIndex, Rng, StreamKey, TopicId, Verified,
 };
 
 use super::turns::{Turn, Turns};
@@ -44,7 +44,7 @@ pub(super) enum Stage {
 }
 
 /// What is known of an artifact.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct Entry {
     pub(super) stage: Stage,
     /// What is set aside for it: the smallest size that an advertiser has stated, or the true one once its body was seen.
@@ -170,9 +170,19 @@ impl Topic {
 
     /// Enters an artifact, or replaces what is known of it.
     pub(super) fn enter(&mut self, id: ArtifactId, entry: Entry) {
-        self.leave(&id);
-        self.ledger.insert(id, entry);
-        self.entered(id, entry.stage);
+        let stage = entry.stage;
+        if let Some(old) = self.ledger.insert(id, entry) {
+            self.left(&id, &old);
+        }
+        self.entered(id, stage);
+    }
+
+    /// Takes in an artifact of which nothing was known, together with its body, for which there is room ([`Topic::may_take`]).
+    pub(super) fn take_in(&mut self, body: Verified, entry: Entry, from: PeerIndex) {
+        let (id, attribute) = (body.id(), entry.attribute.clone());
+        let taken = self.pool.insert_received(id, body.into_bytes(), attribute, from).is_ok();
+        debug_assert!(taken, "room that was found is gone");
+        self.enter(id, Entry { stage: Stage::Ready, ..entry });
     }
 
     /// Moves an artifact to another stage. What is set aside for its body stays so as long as that is on its way.
@@ -185,10 +195,20 @@ impl Topic {
                 _ => self.starved.remove(turn),
             }
         }
-        if !entry.is_coming() {
+        if !entry.is_coming() && entry.yields_at.is_some() {
             self.yield_room(id);
         }
         self.entered(*id, stage);
+    }
+
+    /// The replica is done with a delivered artifact; `false` if it is no such.
+    pub(super) fn release(&mut self, id: &ArtifactId) -> bool {
+        let Some(entry) = self.ledger.get_mut(id).filter(|entry| entry.stage == Stage::Delivered) else {
+            return false;
+        };
+        entry.stage = Stage::Released;
+        self.pool.remove(id);
+        true
     }
 
     fn entered(&mut self, id: ArtifactId, stage: Stage) {
@@ -215,20 +235,34 @@ impl Topic {
     }
 
     /// Takes an artifact out; what was known of it.
-    pub(super) fn leave(&mut self, id: &ArtifactId) -> Option<Entry> {
-        self.yield_room(id);
-        let entry = self.ledger.remove(id)?;
-        self.forgotten += 1;
+    pub(super) fn leave(&mut self, id: &ArtifactId) {
+        if let Some(entry) = self.ledger.remove(id) {
+            self.left(id, &entry);
+        }
+    }
+
+    fn left(&mut self, id: &ArtifactId, entry: &Entry) {
+        self.reserved -= entry.reserved();
+        if let Some(at) = entry.yields_at {
+            self.promised.remove(&(at, *id));
+        }
         if let Some(turn) = entry.turn {
             self.starved.remove(turn);
         }
-        Some(entry)
+        self.forgotten += 1;
     }
 
-    /// Another advertiser's word on an artifact. Of two sizes the smaller is set aside, lest a liar use up the topic's bytes; a
-    /// body that turns out larger finds room when it comes, or is fetched again when its true size has room.
-    pub(super) fn hear(&mut self, id: &ArtifactId, peer: PeerIndex, size: u32, relayed: bool) {
-        let Some(entry) = self.ledger.get_mut(id) else { return };
+    /// Another advertiser's word on an artifact; where that stands. Of two sizes the smaller is set aside, lest a liar use up the
+    /// topic's bytes; a body that turns out larger finds room when it comes, or is fetched again when its true size has room.
+    pub(super) fn hear(
+        &mut self,
+        id: &ArtifactId,
+        peer: PeerIndex,
+        size: u32,
+        relayed: bool,
+    ) -> Option<Stage> {
+        let entry = self.ledger.get_mut(id)?;
+        let stage = entry.stage;
         let before = entry.reserved();
         if !entry.proven {
             entry.size = entry.size.min(size);
@@ -237,9 +271,10 @@ impl Topic {
         self.reserved = self.reserved - before + entry.reserved();
         match &mut entry.turn {
             Some(turn) => *turn = self.starved.hasten(*turn, entry.size, peer),
-            None if entry.stage == Stage::Starved => self.take_turn(id),
+            None if stage == Stage::Starved => self.take_turn(id),
             None => (),
         }
+        Some(stage)
     }
 
     /// The body was here and had no room: from now on its true size is waited for, lest it be fetched again in vain.
@@ -310,6 +345,11 @@ impl Topic {
                 0
             }
         }
+    }
+
+    /// Whether anything waits for room.
+    pub(super) fn starves(&self) -> bool {
+        !self.starved.is_empty()
     }
 
     /// The starved artifacts that are the first in turn.
@@ -443,16 +483,17 @@ impl Topic {
                     self.withdrawn -= 1;
                     return Some(Event::Withdrawn { id });
                 }
-                Telling::Delivered(id) if self.stage(&id) == Some(Stage::Ready) => {
-                    self.advance(&id, Stage::Delivered);
-                    let Some(held) = self.pool.get(&id) else { continue };
-                    let (attribute, bytes) = (held.attribute, held.bytes.clone());
+                Telling::Delivered(id) => {
+                    let entry = self.ledger.get_mut(&id).filter(|entry| entry.stage == Stage::Ready);
+                    let (Some(entry), Some(held)) = (entry, self.pool.get(&id)) else { continue };
+                    entry.stage = Stage::Delivered;
+                    let (attribute, bytes) = (held.attribute.clone(), held.bytes.clone());
                     let Some(from) = held.from.and_then(&member) else { continue };
                     let artifact = Artifact { topic: self.config.id, id, attribute, bytes };
                     return Some(Event::Delivered { artifact, from });
                 }
                 Telling::Orphaned(id) if self.is_orphaned(&id) => return Some(Event::Withdrawn { id }),
-                Telling::Delivered(_) | Telling::Orphaned(_) => (),
+                Telling::Orphaned(_) => (),
             }
         }
         // Last: refusals are not urgent, and a member could make one of every artifact.

@@ -1,5 +1,7 @@
 //! Events on their way from the lanes to one topic's consumer.
 
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
@@ -12,6 +14,7 @@ use futures_core::Stream;
 
 use crate::engine::Event;
 use crate::sync::WakeWord;
+use crate::types::ArtifactId;
 
 /// What both ends share besides the queue.
 #[derive(Debug, Default)]
@@ -22,9 +25,33 @@ struct Shared {
     waker: AtomicWaker,
 }
 
-/// A lane's end: refuses when the queue is full, and is woken when there is room again.
-#[derive(Debug, Clone)]
-pub(super) struct Outlet {
+/// A lane's end.
+#[derive(Clone)]
+pub(super) enum Outlet {
+    /// To a consumer elsewhere.
+    Queue(Queue),
+    /// To one that the lane calls.
+    Inline(Consumer),
+}
+
+/// What a lane calls with each event; see [`Node::topic_inline`](super::Node::topic_inline).
+pub(super) type Consumer = Arc<dyn Fn(Event) -> Disposition + Send + Sync>;
+
+/// What a consumer that runs on the lane's own thread makes of an event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Disposition {
+    /// It has not decided: [`Topic::validate`](super::Topic::validate) or [`Topic::release`](super::Topic::release) follows.
+    /// For events other than `Delivered`, there is nothing to decide.
+    Keep,
+    /// As [`Topic::release`](super::Topic::release).
+    Release,
+    /// As [`Topic::validate`](super::Topic::validate); a release when there is no room to relay it.
+    Validate,
+}
+
+/// Refuses when it is full, and wakes the lane when there is room again.
+#[derive(Clone)]
+pub(super) struct Queue {
     events: Sender<Event>,
     shared: Arc<Shared>,
     capacity: usize,
@@ -34,6 +61,8 @@ pub(super) struct Outlet {
 pub(super) enum Offered {
     /// It is in the queue.
     Taken,
+    /// The consumer saw it, and says what becomes of this artifact.
+    Seen(ArtifactId, Disposition),
     /// There is no consumer any more.
     Gone(Event),
 }
@@ -43,13 +72,51 @@ pub(super) fn queue(capacity: usize, wakes: Vec<Arc<WakeWord>>) -> (Outlet, Deli
     // A lane looks for room, then offers one event: at most one per lane comes on top of `capacity`.
     let (sender, receiver) = bounded(capacity + wakes.len());
     let shared = Arc::<Shared>::default();
-    let outlet = Outlet { events: sender, shared: shared.clone(), capacity };
+    let outlet = Outlet::Queue(Queue { events: sender, shared: shared.clone(), capacity });
     (outlet, Deliveries { events: receiver, shared, wakes })
 }
 
 impl Outlet {
-    /// Whether the queue takes an event now. When not, the lane is woken once half of the queue is free.
+    /// Whether an event would be taken now. When not, the lane is woken once half of the queue is free.
     pub(super) fn has_room(&self) -> bool {
+        match self {
+            Outlet::Queue(queue) => queue.has_room(),
+            Outlet::Inline(_) => true,
+        }
+    }
+
+    /// Hands an event over; there was just seen to be room. Never waits for a queue.
+    pub(super) fn offer(&self, event: Event) -> Offered {
+        match self {
+            Outlet::Queue(queue) => queue.offer(event),
+            Outlet::Inline(consumer) => {
+                let Event::Delivered { artifact, .. } = &event else {
+                    ask(consumer, event);
+                    return Offered::Taken;
+                };
+                Offered::Seen(artifact.id, ask(consumer, event))
+            }
+        }
+    }
+
+    /// Wakes the task that awaits events. To be called once after a run of offers.
+    pub(super) fn announce(&self) {
+        if let Outlet::Queue(queue) = self {
+            queue.shared.waker.wake();
+        }
+    }
+}
+
+/// A consumer that panics has not taken the event; the lane goes on.
+fn ask(consumer: &Consumer, event: Event) -> Disposition {
+    catch_unwind(AssertUnwindSafe(|| consumer(event))).unwrap_or_else(|_| {
+        tracing::error!("a topic's inline consumer panicked; the artifact is released");
+        Disposition::Release
+    })
+}
+
+impl Queue {
+    fn has_room(&self) -> bool {
         if self.events.len() < self.capacity {
             return true;
         }
@@ -59,8 +126,7 @@ impl Outlet {
         self.events.len() < self.capacity
     }
 
-    /// Puts an event into the queue, which was just seen to have room. Never waits.
-    pub(super) fn offer(&self, event: Event) -> Offered {
+    fn offer(&self, event: Event) -> Offered {
         match self.events.try_send(event) {
             Ok(()) => Offered::Taken,
             Err(error) => {
@@ -72,14 +138,18 @@ impl Outlet {
             }
         }
     }
+}
 
-    /// Wakes the task that awaits events. To be called once after a run of offers.
-    pub(super) fn announce(&self) {
-        self.shared.waker.wake();
+impl fmt::Debug for Outlet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Outlet::Queue(_) => "Outlet::Queue",
+            Outlet::Inline(_) => "Outlet::Inline",
+        })
     }
 }
 
-impl Drop for Outlet {
+impl Drop for Queue {
     fn drop(&mut self) {
         // The last lane's end: the consumer must see that nothing comes any more.
         self.shared.waker.wake();

@@ -22,8 +22,8 @@ use super::preflight::{self, Needs};
 pub struct ExecutorConfig {
     /// One executor is pinned to each of these cores. Default: core 0.
     pub cores: Vec<usize>,
-    /// How long a driver looks for work before it parks. Default zero. A wake-up from parking takes microseconds; spinning
-    /// saves them and costs the core.
+    /// How long a driver looks for work before it parks. Default zero: it parks at once. A wake-up from parking takes
+    /// microseconds; spinning saves them and costs the core. `Duration::MAX`: it never parks.
     pub spin: Duration,
     /// Use plain system calls even where the ring could be used. Default off.
     pub syscalls: bool,

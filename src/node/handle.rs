@@ -12,13 +12,13 @@ use crossbeam_channel::bounded;
 use ring::rand::{SecureRandom, SystemRandom};
 
 use crate::config::{ConfigError, Granted, Limits, Settings, TopicConfig, TopicConfigError};
-use crate::engine::{Command, Engine, EngineConfig};
+use crate::engine::{Command, Engine, EngineConfig, Event};
 use crate::quic::{Identity, Quic, QuicConfig, QuicError};
 use crate::sync::{Producer, PushError, queue};
 use crate::types::{ArtifactId, Attribute, HashKind, Membership, NodeId, PerClass, Rng, TopicId, Verified};
 use crate::wire::Hello;
 
-use super::delivery::{self, Deliveries};
+use super::delivery::{self, Deliveries, Disposition, Outlet};
 use super::driver::Control;
 use super::executor::{ExecutorConfig, Executors};
 use super::io::{BindError, SocketBuffers, bind};
@@ -165,7 +165,7 @@ impl Reservations {
         Reservations { lanes, slots: config.slots, bytes: config.active_bytes }
     }
 
-    fn take(&self, lane: u16, bytes: u64) -> Result<(), BroadcastError> {
+    pub(super) fn take(&self, lane: u16, bytes: u64) -> Result<(), BroadcastError> {
         let (slots, used) = self.lanes.get(usize::from(lane)).ok_or(BroadcastError::Stopped)?;
         let take = |now: u32| (now < self.slots).then_some(now + 1);
         slots.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).map_err(|_| BroadcastError::Full)?;
@@ -302,6 +302,27 @@ impl Node {
     /// # Errors
     /// See [`TopicError`].
     pub fn topic(&self, config: TopicConfig) -> Result<(Topic, Deliveries), TopicError> {
+        let wakes = self.inner.lanes.iter().map(|lane| lane.commands.wake_word().clone()).collect();
+        let (outlet, deliveries) = delivery::queue(config.queue, wakes);
+        Ok((self.open(config, outlet)?, deliveries))
+    }
+
+    /// The same for a consumer that every lane calls on its own thread with each event, as it comes: no queue, no wake-up of
+    /// another thread, and [`TopicConfig::queue`] bounds nothing. It must not block and should take microseconds, for nothing
+    /// else of the executor goes on meanwhile; it may call any handle. With several lanes it is called from several threads
+    /// at a time. A panic in it is caught, and releases the artifact.
+    ///
+    /// # Errors
+    /// See [`TopicError`].
+    pub fn topic_inline(
+        &self,
+        config: TopicConfig,
+        consumer: impl Fn(Event) -> Disposition + Send + Sync + 'static,
+    ) -> Result<Topic, TopicError> {
+        self.open(config, Outlet::Inline(Arc::new(consumer)))
+    }
+
+    fn open(&self, config: TopicConfig, outlet: Outlet) -> Result<Topic, TopicError> {
         let inner = &self.inner;
         let artifact_bytes = self.limits().artifact_bytes;
         config.check(artifact_bytes)?;
@@ -311,8 +332,6 @@ impl Node {
                 return Err(TopicError::Open(config.id));
             }
         }
-        let wakes = inner.lanes.iter().map(|lane| lane.commands.wake_word().clone()).collect();
-        let (outlet, deliveries) = delivery::queue(config.queue, wakes);
         let reservations = Arc::new(Reservations::new(&config, inner.membership.lanes()));
         let (opened, opening) = bounded(inner.lanes.len());
         for lane in &inner.lanes {
@@ -339,7 +358,7 @@ impl Node {
         }
         inner.limits.lock().unwrap_or_else(PoisonError::into_inner).add_topic(&config);
         let topic = OpenTopic { config, artifact_bytes, reservations, node: inner.clone() };
-        Ok((Topic { inner: Arc::new(topic) }, deliveries))
+        Ok(Topic { inner: Arc::new(topic) })
     }
 
     /// What the node has counted.

@@ -10,10 +10,10 @@ use crate::config::TopicConfig;
 use crate::engine::{Command, Effect, Effects, Engine, Event};
 use crate::quic::{self, Quic};
 use crate::sync::Consumer;
-use crate::types::{Instant, PeerIndex, Received, TopicId};
+use crate::types::{ArtifactId, Instant, PeerIndex, Received, TopicId};
 use crate::wire::CloseCode;
 
-use super::delivery::{Offered, Outlet};
+use super::delivery::{Disposition, Offered, Outlet};
 use super::handle::Reservations;
 use super::io::{Io, Port};
 use super::stats::{LaneBoard, LaneFigures, LaneState};
@@ -38,6 +38,20 @@ struct OpenTopic {
     id: TopicId,
     outlet: Outlet,
     reservations: Arc<Reservations>,
+}
+
+impl OpenTopic {
+    /// What a consumer's decision asks of the engine.
+    fn command(&self, lane: u16, id: ArtifactId, disposition: Disposition) -> Option<Command> {
+        let topic = self.id;
+        match disposition {
+            Disposition::Keep => None,
+            Disposition::Validate if self.reservations.take(lane, 0).is_ok() => {
+                Some(Command::Validate { topic, id })
+            }
+            Disposition::Release | Disposition::Validate => Some(Command::Release { topic, id }),
+        }
+    }
 }
 
 /// What a lane is made of; see [`Lane::new`].
@@ -269,9 +283,13 @@ impl Lane {
             while offered < Self::EVENTS && topic.outlet.has_room() {
                 let Some(event) = self.parts.engine.poll_event(topic.id) else { break };
                 offered += 1;
-                if let Offered::Gone(Event::Delivered { artifact, .. }) = topic.outlet.offer(event) {
-                    let release = Command::Release { topic: topic.id, id: artifact.id };
-                    self.parts.engine.handle_command(release, now, &mut self.effects);
+                let (id, disposition) = match topic.outlet.offer(event) {
+                    Offered::Seen(id, disposition) => (id, disposition),
+                    Offered::Gone(Event::Delivered { artifact, .. }) => (artifact.id, Disposition::Release),
+                    Offered::Taken | Offered::Gone(_) => continue,
+                };
+                if let Some(command) = topic.command(self.parts.index, id, disposition) {
+                    self.parts.engine.handle_command(command, now, &mut self.effects);
                 }
             }
             if offered > 0 {

@@ -151,7 +151,7 @@ impl Quic {
         let number = ConnectionNumber(self.last_connection);
         link.phase = Phase::Live { peer, number };
         self.shared.counters.traffic.connections += 1;
-        self.shared.events.push_back((peer, Event::Connected { connection: number }));
+        self.shared.events.push(peer, Event::Connected { connection: number });
         if let Some(offence) = link.accept_all(&mut self.shared) {
             self.handle_offence(link, offence, now);
         }
@@ -200,7 +200,7 @@ impl Quic {
 
     fn leave_live(&mut self, peer: PeerIndex, number: ConnectionNumber, reason: Disconnect, now: Instant) {
         self.shared.counters.traffic.disconnections += 1;
-        self.shared.events.push_back((peer, Event::Disconnected { connection: number, reason }));
+        self.shared.events.push(peer, Event::Disconnected { connection: number, reason });
         // A connection that was replaced is not its peer's any more.
         if reason != Disconnect::Closed(CloseCode::Replaced)
             && let Some(entry) = self.peers.get_mut(peer.index())

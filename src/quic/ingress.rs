@@ -340,7 +340,7 @@ impl Sink<'_> {
         let read = batch.read(bytes, &mut frames);
         self.shared.counters.traffic.frames_in += frames.len() as u64;
         for frame in frames.drain(..) {
-            self.shared.emit(self.peer, Incoming::Frame(frame));
+            self.shared.emit_frame(self.peer, frame);
         }
         self.shared.frames = frames;
         read
@@ -371,7 +371,7 @@ impl Sink<'_> {
         let mut body = BodyReader::new(kind, head.size as usize);
         let key = self.shared.fresh_key();
         self.keys.insert(key, Role::Assembly, Some(self.stream));
-        self.shared.emit(self.peer, Incoming::PushStarted { key, head });
+        self.shared.emit(self.peer, Incoming::PushStarted { key, head: head.clone() });
         append(&mut body, all.get(len..).unwrap_or_default())?;
         *reading = Reading::Push(Box::new(Push { key, head, body }));
         Ok(Pause::Blocked)

@@ -97,6 +97,7 @@ pub(super) fn ended_by(incoming: &Incoming) -> Option<StreamKey> {
         | Incoming::Reply { key, .. }
         | Incoming::Sent { key, .. } => Some(*key),
         Incoming::Frame(_)
+        | Incoming::PushedSmall { .. }
         | Incoming::PushStarted { .. }
         | Incoming::Request { .. }
         | Incoming::Progress { .. }

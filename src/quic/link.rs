@@ -8,11 +8,12 @@ use quinn_proto::{Connection, ConnectionError, Dir, StreamEvent, StreamId, VarIn
 use super::config::HashOf;
 use super::counters::QuicCounters;
 use super::egress::{Egress, SendWindows, Unwritten};
+use super::events::{Events, SmallPush};
 use super::ingress::{Ingress, Offence};
 use super::keys::{Entry, Keys, Role};
 use super::{Event, keys};
-use crate::types::{Class, ConnectionNumber, Instant, PeerIndex, PerClass, StreamKey};
-use crate::wire::{Frame, Incoming, Outgoing, Reply, ReplyHead};
+use crate::types::{Class, ConnectionNumber, HashKind, Instant, PeerIndex, PerClass, StreamKey, TopicId};
+use crate::wire::{Change, Frame, Incoming, Outgoing, Reply, ReplyHead, Update};
 
 /// Stream error code: the sender gave it up.
 pub(super) const ABANDONED: VarInt = VarInt::from_u32(0);
@@ -35,31 +36,60 @@ pub(super) struct StreamLimits {
 /// What all links write to.
 pub(super) struct Shared {
     pub(super) limits: StreamLimits,
-    /// Bounded by what one call brings: the caller drains it after each.
-    pub(super) events: VecDeque<(PeerIndex, Event)>,
+    pub(super) events: Events,
     pub(super) counters: QuicCounters,
     pub(super) now: Instant,
     pub(super) turn: u64,
     /// Kept for its capacity.
     pub(super) frames: Vec<Frame>,
     last_key: u64,
+    /// The turn, the topic, and its hash.
+    last_hash: Option<(u64, TopicId, HashKind)>,
 }
 
 impl Shared {
     pub(super) fn new(limits: StreamLimits) -> Shared {
         Shared {
             limits,
-            events: VecDeque::new(),
+            events: Events::default(),
             counters: QuicCounters::default(),
             now: Instant::ZERO,
             turn: 1,
             frames: Vec::new(),
             last_key: TRANSPORT_KEY,
+            last_hash: None,
         }
     }
 
     pub(super) fn emit(&mut self, peer: PeerIndex, incoming: Incoming) {
-        self.events.push_back((peer, Event::Link(incoming)));
+        self.events.push(peer, Event::Link(incoming));
+    }
+
+    /// A frame of a batch: a push is hashed later, with others.
+    pub(super) fn emit_frame(&mut self, peer: PeerIndex, frame: Frame) {
+        let Frame::Update(Update { topic, slot, version, change: Change::Push { attribute, body } }) = frame
+        else {
+            return self.emit(peer, Incoming::Frame(frame));
+        };
+        match self.hash_of(topic) {
+            Some(kind) => {
+                let push = SmallPush { topic, slot, version, attribute, body, kind };
+                self.events.push_small(peer, push);
+            }
+            None => self.counters.traffic.unknown_topics += 1,
+        }
+    }
+
+    /// How a topic's bodies are hashed. Who opens topics shares the table behind it, so it is asked once for many.
+    fn hash_of(&mut self, topic: TopicId) -> Option<HashKind> {
+        match self.last_hash {
+            Some((turn, last, kind)) if (turn, last) == (self.turn, topic) => Some(kind),
+            _ => {
+                let kind = (self.limits.hash_of)(topic)?;
+                self.last_hash = Some((self.turn, topic, kind));
+                Some(kind)
+            }
+        }
     }
 
     pub(super) fn fresh_key(&mut self) -> StreamKey {

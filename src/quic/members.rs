@@ -72,9 +72,7 @@ impl Quic {
 
     /// Gives everything that names a peer its new number; what names one that left is dropped.
     fn renumber(&mut self, renumber: impl Fn(PeerIndex) -> Option<PeerIndex>) {
-        let events = std::mem::take(&mut self.shared.events);
-        self.shared.events =
-            events.into_iter().filter_map(|(peer, event)| Some((renumber(peer)?, event))).collect();
+        self.shared.events.renumber(&renumber);
         let revoked = std::mem::take(&mut self.revoked);
         self.revoked = revoked.into_iter().filter_map(|(peer, key)| Some((renumber(peer)?, key))).collect();
         for link in self.links.iter_mut().flatten() {

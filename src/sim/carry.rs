@@ -195,15 +195,14 @@ impl World {
         if !listens(flow, to) {
             return Ok(());
         }
-        let end = if flow.opener.node == to { flow.opener } else { flow.other };
-        let key = end.key;
+        let key = if flow.opener.node == to { flow.opener.key } else { flow.other.key };
         match (cargo, &mut flow.what) {
             // It waits unread, as the transport keeps it.
             (Cargo::PushHead(_), _) if full => self.word(from, to, connection, cargo.clone()),
             (Cargo::PushHead(_), What::Push { head, started, .. }) => {
                 *started = true;
-                let head = *head;
-                self.bring(to, from, Incoming::PushStarted { key, head });
+                let started = Incoming::PushStarted { key, head: head.clone() };
+                self.bring(to, from, started);
             }
             // Streams are whole: what overtook its head waits for it.
             (Cargo::PushEnd(_), What::Push { started: false, .. }) => {
@@ -213,7 +212,7 @@ impl World {
                 if let Actor::Hostile(hostile) = &mut self.actors[to] {
                     hostile.learn(head.topic, head.id, body.clone());
                 }
-                let (head, body) = (*head, Verified::hash(HashKind::Blake3, body.clone()));
+                let (head, body) = (head.clone(), Verified::hash(HashKind::Blake3, body.clone()));
                 flow.other.done = true;
                 self.word(to, from, connection, Cargo::Sent(id, true));
                 self.bring(to, from, Incoming::Pushed { key, head, body });
@@ -227,8 +226,9 @@ impl World {
             (Cargo::Answer(_), What::Fetch { .. }) => self.answered(from, to, connection, id),
             (Cargo::Reset(_), what) => {
                 let broken = match what {
-                    What::Push { head, started: true, .. } => Some(Incoming::PushBroken { key, head: *head }),
-                    What::Push { .. } => None,
+                    What::Push { head, started, .. } => {
+                        started.then(|| Incoming::PushBroken { key, head: head.clone() })
+                    }
                     What::Fetch { arrived, .. } if flow.other.node == to => {
                         // The asker gave up, whether there is an answer yet or not.
                         arrived.then_some(Incoming::Sent { key, whole: false })
@@ -299,7 +299,9 @@ impl World {
             Incoming::Frame(Frame::Update(Update { topic, change: Change::Advert { id, .. }, .. })) => {
                 self.named(peer, node, *topic, *id);
             }
-            Incoming::Pushed { body, .. } | Incoming::Reply { reply: Reply::Found(body), .. } => {
+            Incoming::Pushed { body, .. }
+            | Incoming::PushedSmall { body, .. }
+            | Incoming::Reply { reply: Reply::Found(body), .. } => {
                 self.bodies.entry(body.id()).or_insert_with(|| body.bytes().clone());
             }
             Incoming::Frame(Frame::Update(Update { change: Change::Push { body, .. }, .. })) => {

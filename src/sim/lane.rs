@@ -315,13 +315,13 @@ impl World {
                 let greeting = hostile.greet();
                 wire.say(node, peer, greeting);
             }
-            Event::Link(Incoming::Frame(frame)) => hostile.hear(frame),
             Event::Link(Incoming::Request { key, request }) => {
                 if let Answer::Reply(reply) = hostile.answer(&request, &self.options) {
                     wire.say(node, peer, Outgoing::Reply { class: Class::High, key, reply });
                 }
             }
-            Event::Disconnected { .. } | Event::Link(_) => (),
+            Event::Link(incoming) => incoming.as_frame().into_iter().for_each(|frame| hostile.hear(frame)),
+            Event::Disconnected { .. } => (),
         }
     }
 

@@ -214,10 +214,10 @@ impl Witness {
             Ok(Some((head, len))) if len + 1 == bytes.len() && head.encode() == *bytes => head,
             other => return Err(format!("S14: a push's head has another encoding: {other:?}")),
         };
-        let PushHead { topic, slot, version, id, size, attribute } = head;
+        let PushHead { topic, slot, version, id, size, ref attribute } = head;
         let now = member.engine.slot(topic, slot);
         let is_there = now.is_some_and(|(at, active)| {
-            (at, active.id, active.size, active.attribute, active.origin)
+            (at, active.id, active.size, &active.attribute, active.origin)
                 == (version, id, size, attribute, Origin::Own)
         });
         if !is_there {

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 /// Why a text is not a 32-byte id.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -125,12 +126,10 @@ pub struct ConnectionNumber(pub u64);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct StreamKey(pub u64);
 
-/// Up to 64 opaque bytes (a height, an expiry) by which a filter decides without the body.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub struct Attribute {
-    len: u8,
-    bytes: [u8; Self::MAX],
-}
+/// Up to 64 opaque bytes (a height, an expiry) by which a filter decides without the body. Clones share them: tables name an
+/// artifact in several places, and most have none.
+#[derive(Clone, PartialEq, Eq, Default)]
+pub struct Attribute(Option<Arc<[u8]>>);
 
 /// An attribute may have at most [`Attribute::MAX`] bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -142,19 +141,20 @@ impl Attribute {
     pub const MAX: usize = 64;
 
     /// The attribute without bytes.
-    pub const EMPTY: Attribute = Attribute { len: 0, bytes: [0; Self::MAX] };
+    pub const EMPTY: Attribute = Attribute(None);
 
     /// Copies `bytes`; fails when there are more than [`Attribute::MAX`].
     pub fn new(bytes: &[u8]) -> Result<Attribute, AttributeTooLong> {
-        let mut attribute = Attribute::EMPTY;
-        attribute.bytes.get_mut(..bytes.len()).ok_or(AttributeTooLong(bytes.len()))?.copy_from_slice(bytes);
-        attribute.len = bytes.len() as u8;
-        Ok(attribute)
+        match bytes.len() {
+            0 => Ok(Attribute::EMPTY),
+            1..=Self::MAX => Ok(Attribute(Some(bytes.into()))),
+            long => Err(AttributeTooLong(long)),
+        }
     }
 
     /// The bytes.
     pub fn as_bytes(&self) -> &[u8] {
-        &self.bytes[..usize::from(self.len)]
+        self.0.as_deref().unwrap_or_default()
     }
 }
 

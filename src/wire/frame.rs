@@ -361,14 +361,26 @@ impl Update {
         FRAME_HEADER + PLACE + 1 + attribute.as_bytes().len() + body_len
     }
 
+    /// Appends the push of a body that someone else keeps.
+    pub(super) fn encode_push(
+        out: &mut BytesMut,
+        (topic, slot, version): (TopicId, Slot, Version),
+        attribute: &Attribute,
+        body: &[u8],
+    ) {
+        with_header(out, PUSH, |out| {
+            put_place(out, topic, slot, version);
+            put_attribute(out, attribute);
+            out.extend_from_slice(body);
+        });
+    }
+
     fn encode(&self, out: &mut BytesMut) {
         let place = |out: &mut BytesMut| put_place(out, self.topic, self.slot, self.version);
         match &self.change {
-            Change::Push { attribute, body } => with_header(out, PUSH, |out| {
-                place(out);
-                put_attribute(out, attribute);
-                out.extend_from_slice(body);
-            }),
+            Change::Push { attribute, body } => {
+                Self::encode_push(out, (self.topic, self.slot, self.version), attribute, body);
+            }
             Change::Advert { id, size, relayed, attribute } => with_header(out, ADVERT, |out| {
                 place(out);
                 out.extend_from_slice(&id.0);
@@ -430,7 +442,7 @@ fn cut<'a>(mut bytes: &'a [u8], frames: &mut Vec<Frame>) -> Result<&'a [u8], Wir
 }
 
 /// What precedes a large pushed body on its own stream.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PushHead {
     /// The topic.
     pub topic: TopicId,

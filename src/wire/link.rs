@@ -5,8 +5,8 @@
 
 use bytes::{Bytes, BytesMut};
 
-use super::{FetchRequest, Frame, MAX_BATCH, PushHead, STREAM_BATCH, WireError};
-use crate::types::{Class, StreamKey, Verified};
+use super::{Change, FetchRequest, Frame, MAX_BATCH, PushHead, STREAM_BATCH, Update, WireError};
+use crate::types::{Attribute, Class, Slot, StreamKey, TopicId, Verified, Version};
 
 /// Something for the transport to send to one peer. Made when the link has room, from the tables as they are then.
 #[derive(Debug)]
@@ -81,6 +81,19 @@ pub enum Reply<B> {
 pub enum Incoming {
     /// A frame of a batch.
     Frame(Frame),
+    /// A push of a batch, hashed by a transport that hashes many at a time.
+    PushedSmall {
+        /// The topic.
+        topic: TopicId,
+        /// The slot.
+        slot: Slot,
+        /// The sender's table version at this change.
+        version: Version,
+        /// What the filter may look at.
+        attribute: Attribute,
+        /// The body; its hash is the id.
+        body: Verified,
+    },
     /// A large pushed body begins. The engine may refuse it by resetting `key`.
     PushStarted {
         /// Chosen by the transport.
@@ -135,6 +148,20 @@ pub enum Incoming {
     Fault(WireError),
 }
 
+impl Incoming {
+    /// The frame of a batch that this is, if it is one.
+    pub fn as_frame(&self) -> Option<Frame> {
+        match self {
+            Incoming::Frame(frame) => Some(frame.clone()),
+            Incoming::PushedSmall { topic, slot, version, attribute, body } => {
+                let change = Change::Push { attribute: attribute.clone(), body: body.bytes().clone() };
+                Some(Frame::Update(Update { topic: *topic, slot: *slot, version: *version, change }))
+            }
+            _ => None,
+        }
+    }
+}
+
 /// Packs frames into the bytes of one batch stream.
 #[derive(Debug)]
 pub struct BatchBuilder {
@@ -160,14 +187,30 @@ impl BatchBuilder {
         frame.encode(&mut self.bytes);
     }
 
+    /// Appends the push of a body that fits, which someone else keeps.
+    pub fn push_body(
+        &mut self,
+        topic: TopicId,
+        slot: Slot,
+        version: Version,
+        attribute: &Attribute,
+        body: &[u8],
+    ) {
+        debug_assert!(self.fits(Update::push_len(attribute, body.len())));
+        Update::encode_push(&mut self.bytes, (topic, slot, version), attribute, body);
+    }
+
     /// Whether no frame was added.
     pub fn is_empty(&self) -> bool {
         self.bytes.len() == 1
     }
 
-    /// The stream's bytes.
+    /// The stream's bytes. They pin at most twice their number, for they live until the peer has acknowledged them.
     pub fn finish(self) -> Bytes {
-        self.bytes.freeze()
+        match self.bytes.len() < self.bytes.capacity() / 2 {
+            true => Bytes::copy_from_slice(&self.bytes),
+            false => self.bytes.freeze(),
+        }
     }
 }
 

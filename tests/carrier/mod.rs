@@ -233,7 +233,7 @@ impl Subnet {
             Outgoing::Push { key, head, body, .. } => {
                 let (head, _) = PushHead::decode(&head[1..]).expect("a head decodes").expect("it is whole");
                 let there = self.key();
-                self.bring(from, to, Incoming::PushStarted { key: there, head });
+                self.bring(from, to, Incoming::PushStarted { key: there, head: head.clone() });
                 let body = Verified::hash(HashKind::Blake3, body);
                 self.bring(from, to, Incoming::Pushed { key: there, head, body });
                 self.bring(to, from, Incoming::Sent { key, whole: true });

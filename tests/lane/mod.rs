@@ -77,7 +77,8 @@ impl Lane {
         let (slot, version) = (Slot(number), Version(u64::from(number) + 1));
         let head = PushHead { topic: TOPIC, slot, version, id, size, attribute: Attribute::EMPTY };
         let key = StreamKey(number.into());
-        self.engine.handle_link(peer, Incoming::PushStarted { key, head }, self.now, &mut Effects::new());
+        let started = Incoming::PushStarted { key, head: head.clone() };
+        self.engine.handle_link(peer, started, self.now, &mut Effects::new());
         (key, head)
     }
 

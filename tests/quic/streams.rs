@@ -52,7 +52,7 @@ pub(crate) fn answer(key: StreamKey, reply: Reply<Bytes>) -> Outgoing {
 }
 
 fn frames(net: &Net, node: usize, from: usize) -> usize {
-    net.incoming(node, peer(from)).filter(|incoming| matches!(incoming, Incoming::Frame(_))).count()
+    net.incoming(node, peer(from)).filter(|incoming| incoming.as_frame().is_some()).count()
 }
 
 fn pushed(net: &Net, node: usize, from: usize) -> Vec<ArtifactId> {
@@ -143,10 +143,7 @@ fn a_batch_arrives_as_its_frames_in_order() {
     send(&mut net, 1, 0, batch(Class::High, &frames));
     for (node, from) in [(1, 0), (0, 1)] {
         net.run(SECOND, |net| super::streams::frames(net, node, from) == 60);
-        let arrived = net.incoming(node, peer(from)).map(|incoming| match incoming {
-            Incoming::Frame(frame) => frame.clone(),
-            other => panic!("{other:?}"),
-        });
+        let arrived = net.incoming(node, peer(from)).map(|incoming| incoming.as_frame().unwrap());
         assert_eq!(arrived.collect::<Vec<_>>(), frames);
     }
 }

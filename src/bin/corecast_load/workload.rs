@@ -1,101 +1,311 @@
-//! The three workloads as streams of artifacts.
+//! The workloads that are streams of artifacts within this process.
 
 use std::time::Duration;
 
-use clap::ValueEnum;
-use corecast::config::{Settings, TopicConfig};
+use corecast::config::TopicConfig;
 use corecast::types::{Class, TopicId};
+use serde_json::json;
 
-use crate::Options;
-use crate::subnet::flow::{Pace, Stream};
-use crate::subnet::loopback::Plan;
+use crate::options::{Consensus, Latency, Makers, Mixed, Run, Throughput};
+use crate::report::{Figures, Output, Report, digits, latency_us, quantiles};
+use crate::subnet::counters::{gbit_s, ratio};
+use crate::subnet::fault::Fault;
+use crate::subnet::flow::{self, Edge, Hold, Measured, Outcome, Pace, Stream, Times};
+use crate::subnet::loopback::{self, Plan};
+use crate::subnet::port::Subnet;
+use crate::subnet::stop::Stop;
+use crate::system::{self, Used};
 
-/// What is measured.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Workload {
-    /// Throughput of large artifacts.
-    Bulk,
-    /// Throughput of small artifacts.
-    Small,
-    /// Latency of single artifacts.
-    Latency,
-}
+/// Seconds that a workload measures when nothing else is said.
+const SECONDS: u64 = 10;
+/// Bytes of a probe beside bulk.
+const PROBE: usize = 1024;
+/// How long deliveries may take after the last artifact was made.
+const GRACE: Duration = Duration::from_secs(10);
+/// How long the nodes may take to end.
+pub(crate) const SHUTDOWN: Duration = Duration::from_secs(2);
 
-/// Who makes artifacts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Makers {
-    /// Every node.
-    All,
-    /// The first node.
-    One,
-}
+/// A round of consensus.
+const ROUND: Duration = Duration::from_secs(1);
+const BLOCK: usize = 4 << 20;
+/// Bytes of the shares that each node makes in a round.
+const SHARES: [usize; 5] = [100, 175, 250, 325, 400];
+const INGRESS: usize = 4 << 10;
+/// Ingress messages of a round, made by all nodes together.
+const INGRESS_PER_ROUND: u32 = 1000;
 
-impl Workload {
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Workload::Bulk => "bulk",
-            Workload::Small => "small",
-            Workload::Latency => "latency",
-        }
-    }
-}
-
-impl Options {
-    /// Bytes of each artifact.
-    pub(crate) fn artifact_size(&self) -> usize {
-        let default = if self.workload == Workload::Bulk { 1 << 20 } else { 1 << 10 };
-        self.size.map_or(default, |size| size as usize)
-    }
-
-    fn inflight(&self) -> usize {
-        let default = if self.workload == Workload::Bulk { 16 } else { 64 };
-        self.inflight.map_or(default, |inflight| inflight as usize)
-    }
-
-    fn makers(&self) -> usize {
-        if self.makers == Makers::All { usize::from(self.nodes) } else { 1 }
-    }
-}
-
-/// The subnet that carries the workload, in one topic.
-pub(crate) fn plan(options: &Options, cores: Vec<usize>) -> Plan {
-    let mut settings = Settings::default();
-    settings.mtu = options.mtu;
-    settings.artifact_bytes = settings.artifact_bytes.max(options.artifact_size() as u32);
-    let mut topic = TopicConfig::new(TopicId(1), options.workload.name());
-    topic.class = match options.workload {
-        Workload::Bulk => Class::Bulk,
-        Workload::Small => Class::Normal,
-        Workload::Latency => Class::High,
+/// bulk and small: as much as goes through.
+pub(crate) fn throughput(options: &Throughput, bulk: bool) -> Result<(), Fault> {
+    let (name, class) = if bulk { ("bulk", Class::Bulk) } else { ("small", Class::Normal) };
+    let size = options.size.unwrap_or(if bulk { 1 << 20 } else { 1 << 10 });
+    let inflight = options.inflight.unwrap_or(if bulk { 16 } else { 64 });
+    let nodes = options.run.nodes(4);
+    let mut plan = options.run.plan(nodes)?;
+    add_topic(&mut plan, name, class, size, inflight, options.relay);
+    let stream = Stream {
+        maker: 0,
+        topic: 0,
+        kind: 0,
+        sizes: vec![size as usize],
+        pace: Pace::Closed { inflight: inflight as usize },
+        hold: Hold::UntilComplete,
+        relay: options.relay,
     };
-    // Twice what is in flight: an aborted artifact leaves its place a moment later.
-    let most = 2 * options.inflight() as u64 * options.artifact_size() as u64;
-    topic.pending_bytes = topic.pending_bytes.max(most * u64::from(options.nodes));
-    // Whoever relays has room for what all makers have on their way.
-    let makers = if options.relay { options.nodes } else { 1 };
-    topic.active_bytes = topic.active_bytes.max(most * u64::from(makers));
-    topic.slots = topic.slots.max(2 * options.inflight() as u32 * u32::from(makers));
-    let spin = Duration::from_micros(options.spin);
-    Plan { nodes: options.nodes, lanes: options.lanes, cores, spin, settings, topics: vec![topic] }
+    let streams = (0..makers(options.makers, nodes)).map(|maker| Stream { maker, ..stream.clone() });
+    single(name, &options.run, size as usize, &plan, streams.collect())
 }
 
-/// Who makes what, when.
-pub(crate) fn streams(options: &Options) -> Vec<Stream> {
-    let makers = options.makers();
-    let every = Duration::from_secs_f64(1.0 / f64::from(options.rate.unwrap_or(200)));
-    let pace = |maker: usize| match options.workload {
-        Workload::Bulk | Workload::Small => Pace::Closed { inflight: options.inflight() },
+/// latency: one artifact after another, at fixed times.
+pub(crate) fn latency(options: &Latency) -> Result<(), Fault> {
+    let nodes = options.run.nodes(4);
+    let mut plan = options.run.plan(nodes)?;
+    add_topic(&mut plan, "latency", Class::High, options.size, 64, options.relay);
+    let makers = makers(options.makers, nodes);
+    let every = Duration::from_secs_f64(1.0 / f64::from(options.rate));
+    let stream = |maker: usize| Stream {
+        maker,
+        topic: 0,
+        kind: 0,
+        sizes: vec![options.size as usize],
         // The makers take turns, so that together they keep the rate.
-        Workload::Latency => Pace::Open { first: every * maker as u32, every: every * makers as u32 },
+        pace: Pace::Open { first: every * maker as u32, every: every * makers as u32 },
+        hold: Hold::UntilComplete,
+        relay: options.relay,
     };
-    let sizes = vec![options.artifact_size()];
-    (0..makers)
-        .map(|maker| Stream {
-            maker,
-            topic: 0,
-            sizes: sizes.clone(),
-            pace: pace(maker),
-            relay: options.relay,
+    single("latency", &options.run, options.size as usize, &plan, (0..makers).map(stream).collect())
+}
+
+fn makers(makers: Makers, nodes: u16) -> usize {
+    if makers == Makers::All { usize::from(nodes) } else { 1 }
+}
+
+/// Adds a topic with room for what its makers have on their way.
+fn add_topic(plan: &mut Plan, name: &str, class: Class, size: u32, inflight: u32, relay: bool) {
+    plan.settings.artifact_bytes = plan.settings.artifact_bytes.max(size);
+    let mut topic = TopicConfig::new(TopicId(plan.topics.len() as u16 + 1), name);
+    topic.class = class;
+    // Twice what is in flight: an aborted artifact leaves its place a moment later.
+    let most = 2 * u64::from(inflight) * u64::from(size);
+    topic.pending_bytes = topic.pending_bytes.max(most * u64::from(plan.nodes));
+    // Whoever relays has room for what all makers have on their way.
+    let makers = if relay { plan.nodes } else { 1 };
+    topic.active_bytes = topic.active_bytes.max(most * u64::from(makers));
+    topic.slots = topic.slots.max((2 * inflight * u32::from(makers)).min(1 << 16));
+    plan.topics.push(topic);
+}
+
+/// One run of `streams`, all of one kind.
+fn single(
+    workload: &'static str,
+    run: &Run,
+    size: usize,
+    plan: &Plan,
+    streams: Vec<Stream>,
+) -> Result<(), Fault> {
+    let output = Output::open(run)?;
+    let (outcome, used, peak_rss_bytes) = once(run, plan, streams)?;
+    let measured = outcome.all()?;
+    let (nodes, outcome) = (plan.nodes, &outcome);
+    let report = Report::new(&Figures {
+        workload,
+        nodes,
+        run,
+        size,
+        outcome,
+        measured: &measured,
+        used,
+        peak_rss_bytes,
+    });
+    output.conclude(&report, outcome)
+}
+
+fn once(run: &Run, plan: &Plan, streams: Vec<Stream>) -> Result<(Outcome, Used, u64), Fault> {
+    let stop = Stop::on_signals()?;
+    let mut subnet = loopback::start(plan)?;
+    system::run_promptly();
+    let measure = run.measure(SECONDS);
+    let times = Times { warm_up: (measure / 5).min(Duration::from_secs(1)), measure, grace: GRACE };
+    let measured = measure_once(&mut subnet, streams, times, &stop);
+    let peak_rss_bytes = system::peak_rss_bytes();
+    let (outcome, used) = shut_down(subnet, measured)?;
+    Ok((outcome, used, peak_rss_bytes))
+}
+
+fn measure_once(
+    subnet: &mut Subnet,
+    streams: Vec<Stream>,
+    times: Times,
+    stop: &Stop,
+) -> Result<(Outcome, Used), Fault> {
+    let mut used = [Used::now()?; 2];
+    let outcome = flow::run(subnet, streams, times, stop, |edge| {
+        used[usize::from(edge == Edge::End)] = Used::now()?;
+        Ok(())
+    })?;
+    Ok((outcome, used[1].since(&used[0])))
+}
+
+/// Ends the nodes, whatever became of their work; the first fault is the one that is told.
+fn shut_down<T>(subnet: Subnet, measured: Result<T, Fault>) -> Result<T, Fault> {
+    drop((subnet.ports, subnet.feeds));
+    let ended = subnet.host.shutdown(SHUTDOWN);
+    let measured = measured?;
+    ended.map(|()| measured)
+}
+
+/// mixed: probes beside bulk, in turn with bulk alone, so that both see the same minutes of the machine.
+pub(crate) fn mixed(options: &Mixed) -> Result<(), Fault> {
+    let (run, size) = (&options.run, options.size as usize);
+    let mut plan = run.plan(run.nodes(4))?;
+    add_topic(&mut plan, "probe", Class::Critical, PROBE as u32, 4096, false);
+    add_topic(&mut plan, "bulk", Class::Bulk, options.size, options.inflight, false);
+    let output = Output::open(run)?;
+    let stop = Stop::on_signals()?;
+    let mut subnet = loopback::start(&plan)?;
+    system::run_promptly();
+    let measured = alternate(options, &mut subnet, &stop);
+    let peak_rss_bytes = system::peak_rss_bytes();
+    let [(mut alone, _), (beside, used)] = shut_down(subnet, measured)?;
+    let (bulk, probe) = (&beside.kinds[0], &beside.kinds[1]);
+    let mut report = Report::new(&Figures {
+        workload: "mixed",
+        nodes: plan.nodes,
+        run,
+        size,
+        outcome: &beside,
+        measured: bulk,
+        used,
+        peak_rss_bytes,
+    });
+    let alone_gbit_s = gbit_s(alone.kinds[0].bytes, alone.seconds);
+    let kept = ratio(gbit_s(bulk.bytes, beside.seconds), alone_gbit_s);
+    report.add("probe_latency_us", latency_us(&probe.last));
+    report.add("probe_quorum_latency_us", latency_us(&probe.quorum));
+    report.add("probe_late_us", latency_us(&probe.late));
+    report.add("probes", probe.artifacts);
+    report.add("bulk_alone_gbit_s", digits(alone_gbit_s));
+    report.add("bulk_kept_ratio", digits(kept));
+    report.row("bulk alone", format!("{alone_gbit_s:.2} Gbit/s, of which {:.1} % are kept", 100.0 * kept));
+    report.row("probes to the last receiver", quantiles(&probe.last));
+    report.row("probes to the quorum", quantiles(&probe.quorum));
+    report.row("of that, made late by", quantiles(&probe.late));
+    alone.merge(&beside);
+    output.conclude(&report, &alone)
+}
+
+/// Bulk alone and with probes, phase by phase.
+fn alternate(options: &Mixed, subnet: &mut Subnet, stop: &Stop) -> Result<[(Outcome, Used); 2], Fault> {
+    let bulk = Stream {
+        maker: 0,
+        topic: 1,
+        kind: 0,
+        sizes: vec![options.size as usize],
+        pace: Pace::Closed { inflight: options.inflight as usize },
+        hold: Hold::UntilComplete,
+        relay: false,
+    };
+    let every = Duration::from_secs_f64(1.0 / f64::from(options.rate));
+    let pace = Pace::Open { first: Duration::ZERO, every };
+    let probe = Stream { topic: 0, kind: 1, sizes: vec![PROBE], pace, ..bulk };
+    let measure = options.run.measure(SECONDS);
+    // Phases of about a second, as many alone as with probes.
+    let rounds = (measure.as_secs() / 2).clamp(1, 100) as u32;
+    let measure = measure / 2 / rounds;
+    let times = Times { warm_up: (measure / 5).min(Duration::from_millis(200)), measure, grace: GRACE };
+    let mut phase = |streams: Vec<Stream>| measure_once(subnet, streams, times, stop);
+    // Not measured: windows open, memory is there.
+    phase(vec![bulk.clone()])?;
+    // The probe first: it is made before the bulk that is due at the same time.
+    let mut alone = phase(vec![bulk.clone()])?;
+    let mut beside = phase(vec![probe.clone(), bulk.clone()])?;
+    for _ in 1..rounds {
+        if stop.is_set() {
+            break;
+        }
+        let (outcome, used) = phase(vec![bulk.clone()])?;
+        alone.0.merge(&outcome);
+        alone.1.add(&used);
+        let (outcome, used) = phase(vec![probe.clone(), bulk.clone()])?;
+        beside.0.merge(&outcome);
+        beside.1.add(&used);
+    }
+    Ok([alone, beside])
+}
+
+/// consensus: what a subnet's rounds send.
+pub(crate) fn consensus(options: &Consensus) -> Result<(), Fault> {
+    let run = &options.run;
+    let nodes = run.nodes(40);
+    let mut plan = run.plan(nodes)?;
+    let rounds = 5;
+    add_topic(&mut plan, "block", Class::High, BLOCK as u32, rounds, options.relay);
+    add_topic(&mut plan, "share", Class::Critical, 400, rounds * SHARES.len() as u32, options.relay);
+    let ingress = (INGRESS_PER_ROUND * rounds).div_ceil(u32::from(nodes));
+    add_topic(&mut plan, "ingress", Class::Normal, INGRESS as u32, ingress, options.relay);
+    let output = Output::open(run)?;
+    let (outcome, used, peak_rss_bytes) = once(run, &plan, rounds_of(nodes, options.relay))?;
+    let all = outcome.all()?;
+    let mut report = Report::new(&Figures {
+        workload: "consensus",
+        nodes,
+        run,
+        size: 0,
+        outcome: &outcome,
+        measured: &all,
+        used,
+        peak_rss_bytes,
+    });
+    let kind = |kind: &Measured| {
+        json!({
+            "artifacts": kind.artifacts,
+            "latency_us": latency_us(&kind.last),
+            "quorum_latency_us": latency_us(&kind.quorum),
+            "late_us": latency_us(&kind.late),
         })
-        .collect()
+    };
+    let [block, share, ingress] = [0, 1, 2].map(|index| &outcome.kinds[index]);
+    report.add(
+        "consensus",
+        json!({
+            "block": kind(block),
+            "share": kind(share),
+            "ingress": kind(ingress),
+            "forestalled": outcome.forestalled,
+        }),
+    );
+    report.row("blocks to the last receiver", quantiles(&block.last));
+    report.row("blocks to the quorum", quantiles(&block.quorum));
+    report.row("shares to the last receiver", quantiles(&share.last));
+    report.row("shares to the quorum", quantiles(&share.quorum));
+    report.row("ingress to the last receiver", quantiles(&ingress.last));
+    report.row("ingress to the quorum", quantiles(&ingress.quorum));
+    report.row("deliveries forestalled by an abort", outcome.forestalled.to_string());
+    output.conclude(&report, &outcome)
+}
+
+/// Per round a block from one node in turn, five shares from each, all nodes at the same times, and ingress evenly spread.
+fn rounds_of(nodes: u16, relay: bool) -> Vec<Stream> {
+    let all = u32::from(nodes);
+    let share = ROUND / SHARES.len() as u32;
+    let message = ROUND / INGRESS_PER_ROUND;
+    let kinds = |maker: u32| {
+        [
+            (vec![BLOCK], ROUND * maker, ROUND * all),
+            (SHARES.to_vec(), share / 2, share),
+            (vec![INGRESS], message * maker, message * all),
+        ]
+    };
+    let hold = Hold::For { least: 2 * ROUND, most: 4 * ROUND };
+    let streams = (0..all).flat_map(|maker| {
+        kinds(maker).into_iter().enumerate().map(move |(kind, (sizes, first, every))| Stream {
+            maker: maker as usize,
+            topic: kind,
+            kind,
+            sizes,
+            pace: Pace::Open { first, every },
+            hold,
+            relay,
+        })
+    });
+    streams.collect()
 }

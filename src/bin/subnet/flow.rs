@@ -4,54 +4,29 @@
 //! cores, so its work per delivery is small: an artifact carries its place in the tables here in its first bytes, and
 //! nothing is hashed or looked up again. And being one thread it knows an artifact's id before it can see a delivery of it.
 
-use std::collections::VecDeque;
-use std::sync::Arc;
-use std::task::{Context, Poll, Wake, Waker};
-use std::thread::Thread;
+mod measured;
+mod stream;
+
 use std::time::{Duration, Instant};
 
-use bytes::{Bytes, BytesMut};
-use corecast::types::ArtifactId;
-
+use super::counters::Counters;
 use super::fault::{Exit, Fault};
-use super::latency::Latency;
-use super::port::{Arrival, Counters, Refusal, Subnet};
+use super::listen::Listener;
+use super::port::{Arrival, Refusal, Subnet};
 use super::stop::Stop;
+
+pub(crate) use measured::{Flaws, Measured, Outcome, faulty};
+pub(crate) use stream::{Hold, Pace, STAMP, Stream};
+use stream::{Slot, Stamp, StreamState};
 
 /// Nodes of one process: one bit each in an artifact's set of receivers.
 pub(crate) const MAX_NODES: u16 = 128;
-/// Bytes at the start of each artifact that say where it stands in the tables here.
-pub(crate) const STAMP: usize = 16;
 /// Deliveries taken from one node, or artifacts made of one stream, before the next has its turn.
 const BATCH: usize = 256;
-/// Artifacts of one stream that may be on their way when the pace does not depend on deliveries.
-const OPEN_INFLIGHT: usize = 4096;
+/// Bytes made of one stream before the next has its turn: they are hashed on this thread, a tenth of a millisecond and more.
+const BATCH_BYTES: usize = 1 << 20;
 /// After the last delivery, how long one too many is waited for.
 const LINGER: Duration = Duration::from_millis(100);
-
-/// Artifacts that one node makes, one after another.
-#[derive(Debug, Clone)]
-pub(crate) struct Stream {
-    /// Which node.
-    pub(crate) maker: usize,
-    /// In which topic.
-    pub(crate) topic: usize,
-    /// Bytes of each artifact, in turn. At least [`STAMP`].
-    pub(crate) sizes: Vec<usize>,
-    /// When the next is made.
-    pub(crate) pace: Pace,
-    /// Receivers relay what they have, until all have it.
-    pub(crate) relay: bool,
-}
-
-/// When artifacts are made.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Pace {
-    /// So many are on their way at a time: whenever one is complete, the next is made.
-    Closed { inflight: usize },
-    /// At fixed times, whether or not the subnet keeps up. Latency counts from the intended time.
-    Open { first: Duration, every: Duration },
-}
 
 /// How long.
 #[derive(Debug, Clone, Copy)]
@@ -71,49 +46,8 @@ pub(crate) enum Edge {
     End,
 }
 
-/// What was measured. An artifact counts when its last receiver has it.
-#[derive(Debug)]
-pub(crate) struct Outcome {
-    /// Length of the measured time.
-    pub(crate) seconds: f64,
-    /// Artifacts that every other node has.
-    pub(crate) artifacts: u64,
-    /// Deliveries to one node each.
-    pub(crate) deliveries: u64,
-    /// Bytes delivered.
-    pub(crate) bytes: u64,
-    /// From making to each delivery.
-    pub(crate) each: Latency,
-    /// From making to the delivery at the last receiver.
-    pub(crate) last: Latency,
-    /// The nodes' counters over the measured time.
-    pub(crate) counters: Counters,
-    /// Over the whole run: what was not delivered exactly once.
-    pub(crate) flaws: Flaws,
-    /// Over the whole run: deliveries to a node that had let go already, as all had the artifact, on the word of a relay that
-    /// had not yet. That is new to the node, and no flaw.
-    pub(crate) again: u64,
-}
-
-/// Broken promises of the run.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Flaws {
-    /// Deliveries that never came.
-    pub(crate) lost: u64,
-    /// Deliveries that came twice.
-    pub(crate) twice: u64,
-    /// Bodies that nobody made.
-    pub(crate) foreign: u64,
-}
-
-impl Outcome {
-    /// Payload delivered per second.
-    pub(crate) fn goodput_gbit_s(&self) -> f64 {
-        super::port::ratio(self.bytes as f64 * 8e-9, self.seconds)
-    }
-}
-
-/// Runs `streams` over `subnet` and measures; `edge` is called at both ends of the measured time.
+/// Runs `streams` over `subnet` and measures; `edge` is called at both ends of the measured time, and at its end alone when the
+/// user stops it before the begin.
 pub(crate) fn run(
     subnet: &mut Subnet,
     streams: Vec<Stream>,
@@ -121,12 +55,12 @@ pub(crate) fn run(
     stop: &Stop,
     mut edge: impl FnMut(Edge) -> Result<(), Fault>,
 ) -> Result<Outcome, Fault> {
-    let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
+    let listener = Listener::new();
     let begin = Instant::now();
-    let mut flow = Flow::new(subnet.ports.len(), streams, begin)?;
+    let mut flow = Flow::new(subnet, streams, begin)?;
     let measure_from = begin + times.warm_up;
     let mut measure_to = measure_from + times.measure;
-    let mut counters = Counters::default();
+    let mut counters = subnet.host.counters();
     let mut now = begin;
     while now < measure_to && !stop.is_set() {
         if !flow.measuring && now >= measure_from {
@@ -137,9 +71,10 @@ pub(crate) fn run(
         }
         let made = flow.make(subnet, now)?;
         let taken = flow.drain(subnet);
+        flow.abort_due(subnet, now);
         if !made && !taken {
             let next = if flow.measuring { measure_to } else { measure_from };
-            flow.wait(subnet, &waker, next.min(flow.next_due(now)));
+            flow.wait(subnet, &listener, next.min(flow.next_due(now)));
         }
         now = Instant::now();
     }
@@ -147,17 +82,11 @@ pub(crate) fn run(
     flow.counters = subnet.host.counters().since(&counters);
     flow.seconds =
         if flow.measuring { now.saturating_duration_since(flow.measured_from).as_secs_f64() } else { 0.0 };
+    flow.partial = now < measure_to;
     flow.finish_measuring();
-    flow.settle(subnet, &waker, now + times.grace);
+    flow.settle(subnet, &listener, now + times.grace);
+    subnet.made = flow.streams.iter().map(|state| state.number).max().unwrap_or(subnet.made);
     Ok(flow.into_outcome())
-}
-
-struct Unpark(Thread);
-
-impl Wake for Unpark {
-    fn wake(self: Arc<Self>) {
-        self.0.unpark();
-    }
 }
 
 struct Flow {
@@ -167,89 +96,42 @@ struct Flow {
     on_the_way: u64,
     measuring: bool,
     measured_from: Instant,
-    measured: Measured,
+    kinds: Vec<Measured>,
     counters: Counters,
     seconds: f64,
     flaws: Flaws,
     again: u64,
-}
-
-struct Measured {
-    artifacts: u64,
-    deliveries: u64,
-    bytes: u64,
-    each: Latency,
-    last: Latency,
-}
-
-struct StreamState {
-    stream: Stream,
-    slots: Vec<Slot>,
-    free: Vec<u32>,
-    made: u64,
-    /// When the next is due, at an open pace.
-    due: Instant,
-    /// Bodies that are complete and can be stamped anew once the node has let go of them.
-    spare: VecDeque<Bytes>,
-    /// The node had no room when it was last asked.
-    blocked: bool,
-}
-
-struct Slot {
-    number: u64,
-    id: ArtifactId,
-    body: Bytes,
-    start: Instant,
-    /// One bit for each node that does not have it yet.
-    missing: u128,
-}
-
-/// Where an artifact stands, as written into its first bytes.
-struct Stamp {
-    stream: u32,
-    slot: u32,
-    number: u64,
-}
-
-impl Stamp {
-    fn write(&self, body: &mut [u8]) {
-        let [stream, slot] = [self.stream, self.slot].map(u32::to_le_bytes);
-        let parts = stream.iter().chain(&slot).copied().chain(self.number.to_le_bytes());
-        body.iter_mut().zip(parts).for_each(|(to, from)| *to = from);
-    }
-
-    fn read(body: &[u8]) -> Option<Stamp> {
-        let (stream, rest) = body.split_first_chunk()?;
-        let (slot, rest) = rest.split_first_chunk()?;
-        let number = u64::from_le_bytes(*rest.first_chunk()?);
-        Some(Stamp { stream: u32::from_le_bytes(*stream), slot: u32::from_le_bytes(*slot), number })
-    }
+    forestalled: u64,
+    partial: bool,
 }
 
 impl Flow {
-    fn new(nodes: usize, streams: Vec<Stream>, begin: Instant) -> Result<Flow, Fault> {
+    fn new(subnet: &Subnet, streams: Vec<Stream>, begin: Instant) -> Result<Flow, Fault> {
         let largest = streams.iter().flat_map(|stream| &stream.sizes).copied().max().unwrap_or(STAMP);
+        let kinds = streams.iter().map(|stream| stream.kind + 1).max().unwrap_or(1);
         // Any content will do, as long as it is not one that something on the way could compress.
         let mut template = vec![0; largest];
         corecast::types::Rng::new(0x636f_7265_6361_7374).fill(&mut template);
-        let streams = streams.into_iter().map(|stream| StreamState::new(stream, begin)).collect();
+        let state = |(index, stream)| StreamState::new(stream, index, subnet.made, begin);
         Ok(Flow {
-            nodes,
-            streams,
+            nodes: subnet.ports.len(),
+            streams: streams.into_iter().enumerate().map(state).collect(),
             template,
             on_the_way: 0,
             measuring: false,
             measured_from: begin,
-            measured: Measured::new()?,
+            kinds: nothing(kinds)?,
             counters: Counters::default(),
             seconds: 0.0,
             flaws: Flaws::default(),
             again: 0,
+            forestalled: 0,
+            partial: false,
         })
     }
 
     fn start_measuring(&mut self) -> Result<(), Fault> {
-        self.measured = Measured::new()?;
+        self.kinds = nothing(self.kinds.len())?;
         self.measured_from = Instant::now();
         self.measuring = true;
         Ok(())
@@ -264,12 +146,14 @@ impl Flow {
     fn make(&mut self, subnet: &Subnet, now: Instant) -> Result<bool, Fault> {
         let mut made = false;
         for index in 0..self.streams.len() {
+            let mut bytes = 0;
             for _ in 0..BATCH {
                 let Some((slot, start)) = self.streams[index].next_slot(now) else { break };
+                bytes += self.streams[index].next_size();
                 let taken = self.make_one(subnet, index, slot, start)?;
                 self.streams[index].blocked = !taken;
                 made |= taken;
-                if !taken {
+                if !taken || bytes >= BATCH_BYTES {
                     break;
                 }
             }
@@ -281,13 +165,13 @@ impl Flow {
     fn make_one(&mut self, subnet: &Subnet, index: usize, slot: u32, start: Instant) -> Result<bool, Fault> {
         let receivers = self.everyone() & !(1 << self.streams[index].stream.maker);
         let state = &mut self.streams[index];
-        let number = state.made;
+        let number = state.number;
         let body = state.body(&self.template, &Stamp { stream: index as u32, slot, number });
         let port = &subnet.ports[state.stream.maker][state.stream.topic];
         let id = match port.broadcast(body.clone()) {
             Ok(id) => id,
             Err(Refusal::Wait) => {
-                state.spare.push_back(body);
+                state.put_back(body);
                 return Ok(false);
             }
             Err(Refusal::TooLarge) => {
@@ -296,7 +180,10 @@ impl Flow {
             }
             Err(Refusal::Stopped) => return Err(Fault::new(Exit::Software, "a node has stopped by itself")),
         };
-        state.take_slot(slot, Slot { number, id, body, start, missing: receivers });
+        if state.is_open() && self.measuring {
+            self.kinds[state.stream.kind].late.record(start.elapsed());
+        }
+        state.take_slot(slot, Slot { number, id, body, start, missing: receivers, given_up: false });
         self.on_the_way += 1;
         if receivers == 0 {
             self.complete(subnet, index, slot);
@@ -324,22 +211,12 @@ impl Flow {
     }
 
     /// Waits for an arrival, and takes it, or until `until`.
-    fn wait(&mut self, subnet: &mut Subnet, waker: &Waker, until: Instant) {
-        let mut context = Context::from_waker(waker);
-        let mut taken = false;
-        for node in 0..subnet.feeds.len() {
-            for topic in 0..subnet.feeds[node].len() {
-                if let Poll::Ready(arrival) = subnet.feeds[node][topic].poll(&mut context) {
-                    taken = true;
-                    self.take(subnet, node, topic, arrival);
-                }
-            }
-        }
-        if !taken {
-            // Room in a node's table comes without a wake-up, so a stream that waits for it looks again soon.
-            let blocked = self.streams.iter().any(|state| state.blocked);
-            let longest = Duration::from_micros(if blocked { 100 } else { 20_000 });
-            std::thread::park_timeout(until.saturating_duration_since(Instant::now()).min(longest));
+    fn wait(&mut self, subnet: &mut Subnet, listener: &Listener, until: Instant) {
+        // Room in a node's table comes without a wake-up, so a stream that waits for it looks again soon.
+        let blocked = self.streams.iter().any(|state| state.blocked);
+        let longest = Duration::from_micros(if blocked { 100 } else { 20_000 });
+        if let Some((node, topic, arrival)) = listener.next(&mut subnet.feeds, until, longest) {
+            self.take(subnet, node, topic, arrival);
         }
     }
 
@@ -371,23 +248,30 @@ impl Flow {
             return self.flaws.foreign += 1;
         }
         slot.missing &= !bit;
-        let took = slot.start.elapsed();
-        if self.measuring {
-            self.measured.deliveries += 1;
-            self.measured.bytes += bytes.len() as u64;
-            self.measured.each.record(took);
+        if slot.given_up {
+            return;
         }
-        if slot.missing == 0 {
-            let (start, open) = (slot.start, matches!(state.stream.pace, Pace::Open { .. }));
-            if self.counts_for_last(start, open) {
-                self.measured.last.record(took);
+        let (start, left, open) = (slot.start, slot.missing.count_ones() as usize, state.is_open());
+        let took = start.elapsed();
+        let (counts, kind) = (self.counts(start, open), self.streams[stamp.stream as usize].stream.kind);
+        let kind = &mut self.kinds[kind];
+        if self.measuring {
+            kind.count_delivery(bytes.len(), took);
+        }
+        if counts && left == faulty(self.nodes) {
+            kind.quorum.record(took);
+        }
+        if left == 0 {
+            if counts {
+                kind.last.record(took);
             }
-            self.measured.artifacts += u64::from(self.measuring);
+            kind.artifacts += u64::from(self.measuring);
             self.complete(subnet, stamp.stream as usize, stamp.slot);
         }
     }
 
-    fn counts_for_last(&self, start: Instant, open: bool) -> bool {
+    /// Whether an artifact's latency to the quorum and to the last counts.
+    fn counts(&self, start: Instant, open: bool) -> bool {
         // At an open pace the slow ones that finish late count above all, and those that began before do not.
         if open {
             start >= self.measured_from && (self.measuring || self.seconds > 0.0)
@@ -397,112 +281,89 @@ impl Flow {
     }
 
     fn complete(&mut self, subnet: &Subnet, index: usize, slot: u32) {
-        let state = &mut self.streams[index];
-        let done = &mut state.slots[slot as usize];
-        subnet.ports[state.stream.maker][state.stream.topic].abort(&done.id);
-        if state.stream.relay {
-            let others = (0..subnet.ports.len()).filter(|node| *node != state.stream.maker);
-            others.for_each(|node| subnet.ports[node][state.stream.topic].abort(&done.id));
-        }
-        let body = std::mem::take(&mut done.body);
-        if state.stream.sizes.len() == 1 && state.spare.len() < 2 * state.slots.len() {
-            state.spare.push_back(body);
-        }
-        state.free.push(slot);
         self.on_the_way -= 1;
+        if let Hold::UntilComplete = self.streams[index].stream.hold {
+            self.abort(subnet, index, slot);
+            self.streams[index].free(slot);
+        }
     }
 
-    /// Waits until everything that was made has arrived, and a little for what should not.
-    fn settle(&mut self, subnet: &mut Subnet, waker: &Waker, until: Instant) {
+    fn abort(&self, subnet: &Subnet, index: usize, slot: u32) {
+        let state = &self.streams[index];
+        let id = &state.slots[slot as usize].id;
+        subnet.ports[state.stream.maker][state.stream.topic].abort(id);
+        if state.stream.relay {
+            let others = (0..subnet.ports.len()).filter(|node| *node != state.stream.maker);
+            others.for_each(|node| subnet.ports[node][state.stream.topic].abort(id));
+        }
+    }
+
+    /// Aborts what has been held for its time.
+    fn abort_due(&mut self, subnet: &Subnet, now: Instant) {
+        for index in 0..self.streams.len() {
+            while let Some(slot) = self.streams[index].next_abort(now) {
+                self.abort(subnet, index, slot);
+                if self.streams[index].slots[slot as usize].missing == 0 {
+                    self.streams[index].free(slot);
+                } else {
+                    self.give_up(index, slot);
+                }
+            }
+        }
+    }
+
+    /// An artifact was aborted before all had it. Its latency is at least the time that it had; were it left out, the slowest
+    /// would make the figures better. Its place stays taken, so that a delivery that was under way finds it.
+    fn give_up(&mut self, index: usize, slot: u32) {
+        let state = &mut self.streams[index];
+        let (open, kind, held) = (state.is_open(), state.stream.kind, &mut state.slots[slot as usize]);
+        held.given_up = true;
+        let (start, left) = (held.start, held.missing.count_ones() as usize);
+        self.forestalled += left as u64;
+        self.on_the_way -= 1;
+        if self.counts(start, open) {
+            let had = start.elapsed();
+            self.kinds[kind].last.record(had);
+            if left > faulty(self.nodes) {
+                self.kinds[kind].quorum.record(had);
+            }
+        }
+    }
+
+    /// Waits until everything that was made has arrived or was aborted, and a little for what should not.
+    fn settle(&mut self, subnet: &mut Subnet, listener: &Listener, until: Instant) {
         self.streams.iter_mut().for_each(|state| state.blocked = false);
         while self.on_the_way > 0 && Instant::now() < until {
+            let now = Instant::now();
+            self.abort_due(subnet, now);
             if !self.drain(subnet) {
-                self.wait(subnet, waker, until);
+                let next = self.streams.iter().filter_map(StreamState::next_abort_at).min();
+                self.wait(subnet, listener, next.map_or(until, |next| next.min(until)));
             }
         }
         let until = Instant::now() + LINGER;
         while Instant::now() < until {
             if !self.drain(subnet) {
-                self.wait(subnet, waker, until);
+                self.wait(subnet, listener, until);
             }
         }
-        let missing = |slot: &Slot| u64::from(slot.missing.count_ones());
-        self.flaws.lost = self.streams.iter().flat_map(|state| &state.slots).map(missing).sum();
+        let slots = self.streams.iter().flat_map(|state| &state.slots).filter(|slot| !slot.given_up);
+        self.flaws.lost = slots.map(|slot| u64::from(slot.missing.count_ones())).sum();
     }
 
     fn next_due(&self, now: Instant) -> Instant {
-        let open = self.streams.iter().filter(|state| matches!(state.stream.pace, Pace::Open { .. }));
-        open.map(|state| state.due).min().unwrap_or(now + Duration::from_millis(20))
+        let due = self.streams.iter().filter_map(StreamState::next_due).min();
+        due.unwrap_or(now + Duration::from_millis(20))
     }
 
     fn into_outcome(self) -> Outcome {
-        let Measured { artifacts, deliveries, bytes, each, last } = self.measured;
-        let Flow { seconds, counters, flaws, again, .. } = self;
-        Outcome { seconds, artifacts, deliveries, bytes, each, last, counters, flaws, again }
+        let Flow { seconds, kinds, counters, flaws, again, forestalled, partial, .. } = self;
+        Outcome { seconds, kinds, counters, flaws, again, forestalled, partial }
     }
 }
 
-impl Measured {
-    fn new() -> Result<Measured, Fault> {
-        let (each, last) = (Latency::new()?, Latency::new()?);
-        Ok(Measured { artifacts: 0, deliveries: 0, bytes: 0, each, last })
-    }
-}
-
-impl StreamState {
-    fn new(stream: Stream, begin: Instant) -> StreamState {
-        let due = match stream.pace {
-            Pace::Closed { .. } => begin,
-            Pace::Open { first, .. } => begin + first,
-        };
-        let (slots, free, spare) = (Vec::new(), Vec::new(), VecDeque::new());
-        StreamState { stream, slots, free, made: 0, due, spare, blocked: false }
-    }
-
-    /// The slot for the next artifact and its start, if one is to be made now.
-    fn next_slot(&mut self, now: Instant) -> Option<(u32, Instant)> {
-        let (most, start) = match self.stream.pace {
-            Pace::Closed { inflight } => (inflight, now),
-            Pace::Open { .. } if now < self.due => return None,
-            Pace::Open { .. } => (OPEN_INFLIGHT, self.due),
-        };
-        let slot = match self.free.last() {
-            Some(slot) => *slot,
-            None if self.slots.len() < most => self.slots.len() as u32,
-            None => return None,
-        };
-        Some((slot, start))
-    }
-
-    fn take_slot(&mut self, index: u32, slot: Slot) {
-        match self.slots.get_mut(index as usize) {
-            Some(old) => {
-                *old = slot;
-                self.free.pop();
-            }
-            None => self.slots.push(slot),
-        }
-        self.made += 1;
-        if let Pace::Open { every, .. } = self.stream.pace {
-            self.due += every;
-        }
-    }
-
-    /// A body with this stamp: an old one if the node has let go of it, otherwise a new one.
-    fn body(&mut self, template: &[u8], stamp: &Stamp) -> Bytes {
-        let size = self.stream.sizes[self.made as usize % self.stream.sizes.len()];
-        let old = self.spare.pop_front().map(Bytes::try_into_mut);
-        let mut body = match old {
-            Some(Ok(body)) if body.len() == size => body,
-            Some(Ok(_)) | None => BytesMut::from(&template[..size]),
-            Some(Err(held)) => {
-                self.spare.push_back(held);
-                BytesMut::from(&template[..size])
-            }
-        };
-        stamp.write(&mut body);
-        body.freeze()
-    }
+fn nothing(kinds: usize) -> Result<Vec<Measured>, Fault> {
+    (0..kinds).map(|_| Measured::new()).collect()
 }
 
 #[cfg(test)]
@@ -517,7 +378,8 @@ mod tests {
     }
 
     fn closed(maker: usize, topic: usize, sizes: &[usize], inflight: usize) -> Stream {
-        Stream { maker, topic, sizes: sizes.to_vec(), pace: Pace::Closed { inflight }, relay: false }
+        let (sizes, hold) = (sizes.to_vec(), Hold::UntilComplete);
+        Stream { maker, topic, kind: topic, sizes, pace: Pace::Closed { inflight }, hold, relay: false }
     }
 
     fn run_on(subnet: &mut Subnet, streams: Vec<Stream>) -> Outcome {
@@ -533,8 +395,10 @@ mod tests {
             (0..4).flat_map(|maker| [closed(maker, 0, &[100], 8), closed(maker, 1, &[16, 5000], 3)]);
         let outcome = run_on(&mut subnet, streams.collect());
         assert_eq!(outcome.flaws, Flaws::default());
-        assert!(outcome.artifacts > 100 && outcome.deliveries >= outcome.artifacts);
-        assert!(outcome.seconds >= 0.1 && outcome.goodput_gbit_s() > 0.0);
+        let all = outcome.all().unwrap();
+        assert!(outcome.kinds.iter().all(|kind| kind.artifacts > 50 && kind.bytes > 0));
+        assert!(all.deliveries >= all.artifacts && all.quorum.max_us() <= all.last.max_us());
+        assert!(outcome.seconds >= 0.1 && !outcome.partial);
     }
 
     #[test]
@@ -542,7 +406,7 @@ mod tests {
         let lossy = Mishaps { lose: Some(50), ..Mishaps::default() };
         let outcome = run_on(&mut hub::start(3, &topics(), lossy), vec![closed(0, 0, &[100], 4)]);
         // Each of the four in flight ends up waiting for a delivery that was dropped.
-        assert_eq!(outcome.flaws, Flaws { lost: 4, twice: 0, foreign: 0 });
+        assert_eq!(outcome.flaws, Flaws { lost: 4, ..Flaws::default() });
         let twice = Mishaps { repeat: Some(50), ..Mishaps::default() };
         let outcome = run_on(&mut hub::start(3, &topics(), twice), vec![closed(0, 0, &[100], 4)]);
         assert!(outcome.flaws.twice > 0 && outcome.flaws.lost == 0);
@@ -552,16 +416,16 @@ mod tests {
     fn an_open_pace_keeps_its_times() {
         let mut subnet = hub::start(3, &topics(), Mishaps::default());
         let pace = Pace::Open { first: Duration::ZERO, every: Duration::from_millis(2) };
-        let outcome =
-            run_on(&mut subnet, vec![Stream { maker: 0, topic: 0, sizes: vec![64], pace, relay: false }]);
+        let outcome = run_on(&mut subnet, vec![Stream { pace, ..closed(0, 0, &[64], 0) }]);
         assert_eq!(outcome.flaws, Flaws::default());
-        assert!((45..=52).contains(&outcome.artifacts), "{}", outcome.artifacts);
+        let artifacts = outcome.kinds[0].artifacts;
+        assert!((45..=52).contains(&artifacts), "{artifacts}");
     }
 
     #[test]
     fn a_subnet_of_one_has_nobody_to_wait_for() {
         let outcome = run_on(&mut hub::start(1, &topics(), Mishaps::default()), vec![closed(0, 0, &[64], 2)]);
-        assert_eq!((outcome.deliveries, outcome.flaws), (0, Flaws::default()));
+        assert_eq!((outcome.kinds[0].deliveries, outcome.flaws), (0, Flaws::default()));
     }
 
     #[test]
@@ -569,7 +433,44 @@ mod tests {
         let mut topics = topics();
         topics[0].slots = 2;
         let outcome = run_on(&mut hub::start(2, &topics, Mishaps::default()), vec![closed(0, 0, &[64], 5)]);
-        assert!(outcome.artifacts > 10);
+        assert!(outcome.kinds[0].artifacts > 10);
         assert_eq!(outcome.flaws, Flaws::default());
+    }
+
+    #[test]
+    fn what_is_held_stays_active_for_its_time() {
+        let mut topics = topics();
+        topics[0].slots = 10;
+        let mut subnet = hub::start(2, &topics, Mishaps::default());
+        let pace = Pace::Open { first: Duration::ZERO, every: Duration::from_millis(1) };
+        let ms = Duration::from_millis;
+        let hold = Hold::For { least: ms(20), most: ms(30) };
+        let outcome = run_on(&mut subnet, vec![Stream { pace, hold, ..closed(0, 0, &[64], 0) }]);
+        // Ten places, each for 20 ms and more: at most so many fit.
+        let artifacts = outcome.kinds[0].artifacts;
+        assert!((10..=60).contains(&artifacts), "{artifacts}");
+        assert_eq!((outcome.flaws, outcome.forestalled), (Flaws::default(), 0));
+    }
+
+    #[test]
+    fn what_is_aborted_before_all_have_it_is_counted_apart() {
+        let lossy = Mishaps { lose: Some(10), ..Mishaps::default() };
+        let pace = Pace::Open { first: Duration::ZERO, every: Duration::from_millis(1) };
+        let hold = Hold::For { least: Duration::from_millis(5), most: Duration::from_millis(10) };
+        let stream = Stream { pace, hold, ..closed(0, 0, &[64], 0) };
+        let outcome = run_on(&mut hub::start(2, &topics(), lossy), vec![stream]);
+        assert!(outcome.forestalled > 5 && outcome.flaws.lost == 0, "{outcome:?}");
+        // One in ten never came, and counts with the time that it had.
+        assert!(outcome.kinds[0].last.max_us() >= 5_000.0);
+    }
+
+    #[test]
+    fn a_second_run_over_one_subnet_makes_other_artifacts() {
+        let mut subnet = hub::start(3, &topics(), Mishaps::default());
+        let mut outcome = run_on(&mut subnet, vec![closed(0, 0, &[16], 4)]);
+        let first = outcome.kinds[0].artifacts;
+        outcome.merge(&run_on(&mut subnet, vec![closed(0, 0, &[16], 4)]));
+        assert_eq!(outcome.flaws, Flaws::default());
+        assert!(outcome.kinds[0].artifacts > first + 10);
     }
 }

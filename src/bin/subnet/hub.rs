@@ -11,8 +11,9 @@ use corecast::config::TopicConfig;
 use corecast::types::{ArtifactId, HashKind};
 use crossbeam_channel::{Receiver, Sender, TryRecvError, unbounded};
 
+use super::counters::Counters;
 use super::fault::Fault;
-use super::port::{Arrival, Counters, Feed, Host, Port, Refusal, Subnet};
+use super::port::{Arrival, Feed, Host, Port, Refusal, Subnet};
 
 /// What goes wrong on purpose.
 #[derive(Debug, Clone, Copy, Default)]
@@ -116,6 +117,7 @@ pub(crate) fn start(nodes: usize, topics: &[TopicConfig], mishaps: Mishaps) -> S
         ports: (0..nodes).map(|_| Vec::new()).collect(),
         feeds: (0..nodes).map(|_| Vec::new()).collect(),
         host: Box::new(HubHost(Arc::clone(&deliveries))),
+        made: 0,
     };
     for topic in topics {
         let ends: Vec<_> = (0..nodes).map(|_| (unbounded(), Arc::new(Mutex::new(None)))).collect();

@@ -25,6 +25,12 @@ impl Latency {
         self.0.saturating_record(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX));
     }
 
+    /// Adds what another has recorded.
+    pub(crate) fn merge(&mut self, other: &Latency) {
+        // All have the same bounds, so there is room for every value.
+        self.0.add(&other.0).ok();
+    }
+
     /// The latency that a share of `quantile` did not exceed, in microseconds; 0 when nothing was recorded.
     pub(crate) fn quantile_us(&self, quantile: f64) -> f64 {
         if self.0.is_empty() { 0.0 } else { self.0.value_at_quantile(quantile) as f64 / 1e3 }

@@ -49,18 +49,9 @@ const ATTEMPTS: usize = 5;
 
 /// Starts the nodes and waits until all are connected with all.
 pub(crate) fn start(plan: &Plan) -> Result<Subnet, Fault> {
-    plan.check()?;
-    let executors = real::executors(&plan.cores, plan.spin)?;
-    let mut outcome = start_nodes(plan, &executors);
-    for _ in 1..ATTEMPTS {
-        match &outcome {
-            Err(fault) if fault.exit == Exit::Unavailable => outcome = start_nodes(plan, &executors),
-            _ => break,
-        }
-    }
-    let started = outcome?;
-    await_connections(&started)?;
-    let mut subnet = Subnet { ports: Vec::new(), feeds: Vec::new(), host: Box::new(Nodes(Vec::new())) };
+    let (_, started) = start_group(plan)?;
+    let mut subnet =
+        Subnet { ports: Vec::new(), feeds: Vec::new(), host: Box::new(Nodes(Vec::new())), made: 0 };
     let mut nodes = Vec::new();
     for Started { node, ports, feeds } in started {
         nodes.push(node);
@@ -71,29 +62,73 @@ pub(crate) fn start(plan: &Plan) -> Result<Subnet, Fault> {
     Ok(subnet)
 }
 
-fn start_nodes(plan: &Plan, executors: &Executors) -> Result<Vec<Started>, Fault> {
-    let software = |error: &dyn std::fmt::Display| Fault::new(Exit::Software, error.to_string());
-    let ports = free_ports(plan.nodes, plan.lanes)?;
-    let mut members = Vec::new();
-    let mut identities = Vec::new();
-    for port in ports {
-        let identity = Identity::generate().map_err(|error| software(&error))?;
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        members.push(Member { id: identity.id(), addresses: vec![address] });
-        identities.push(identity);
+/// The same, with the nodes one by one, and what starts one of them again.
+pub(crate) fn start_group(plan: &Plan) -> Result<(Group, Vec<Started>), Fault> {
+    plan.check()?;
+    let executors = real::executors(&plan.cores, plan.spin)?;
+    let mut outcome = start_nodes(plan, &executors);
+    for _ in 1..ATTEMPTS {
+        match &outcome {
+            Err(fault) if fault.exit == Exit::Unavailable => outcome = start_nodes(plan, &executors),
+            _ => break,
+        }
     }
-    let record = Membership::new("devnet".to_owned(), RegistryVersion(1), plan.lanes, members);
-    let record = Arc::new(record.map_err(|error| software(&error))?);
-    let start = |identity| {
-        let mut config = Config::new(identity, Arc::clone(&record));
-        config.settings = plan.settings.clone();
-        real::start(executors, config, &plan.topics)
-    };
-    identities.into_iter().map(start).collect()
+    let (group, started) = outcome?;
+    await_connections(&started, started.len() - 1)?;
+    Ok((group, started))
 }
 
-fn await_connections(started: &[Started]) -> Result<(), Fault> {
-    let others = started.len() - 1;
+/// What the nodes of a subnet in this process are started from.
+pub(crate) struct Group {
+    executors: Executors,
+    roster: Roster,
+    settings: Settings,
+    topics: Vec<TopicConfig>,
+}
+
+impl Group {
+    /// Starts the node of this number, which must not run.
+    pub(crate) fn start(&self, node: usize) -> Result<Started, Fault> {
+        let mut config = Config::new(self.roster.identities[node].clone(), Arc::clone(&self.roster.record));
+        config.settings = self.settings.clone();
+        real::start(&self.executors, config, &self.topics)
+    }
+}
+
+fn start_nodes(plan: &Plan, executors: &Executors) -> Result<(Group, Vec<Started>), Fault> {
+    let roster = Roster::new(plan.nodes, plan.lanes)?;
+    let (executors, settings, topics) = (executors.clone(), plan.settings.clone(), plan.topics.clone());
+    let group = Group { executors, roster, settings, topics };
+    let started = (0..usize::from(plan.nodes)).map(|node| group.start(node)).collect::<Result<_, _>>()?;
+    Ok((group, started))
+}
+
+/// The members of a subnet on loopback, with their keys.
+pub(crate) struct Roster {
+    pub(crate) identities: Vec<Identity>,
+    pub(crate) record: Arc<Membership>,
+}
+
+impl Roster {
+    /// New keys, and ports that nobody uses now.
+    pub(crate) fn new(nodes: u16, lanes: u16) -> Result<Roster, Fault> {
+        let software = |error: &dyn std::fmt::Display| Fault::new(Exit::Software, error.to_string());
+        let mut members = Vec::new();
+        let mut identities = Vec::new();
+        for port in free_ports(nodes, lanes)? {
+            let identity = Identity::generate().map_err(|error| software(&error))?;
+            let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+            members.push(Member { id: identity.id(), addresses: vec![address] });
+            identities.push(identity);
+        }
+        let record = Membership::new("devnet".to_owned(), RegistryVersion(1), lanes, members);
+        let record = Arc::new(record.map_err(|error| software(&error))?);
+        Ok(Roster { identities, record })
+    }
+}
+
+/// Waits until each of these nodes is connected with `others` more.
+pub(crate) fn await_connections(started: &[Started], others: usize) -> Result<(), Fault> {
     let deadline = Instant::now() + CONNECT;
     let connected = || started.iter().filter(|one| one.node.stats().connected_peers >= others).count();
     while connected() < started.len() {

@@ -14,8 +14,9 @@ use corecast::{
     Topic, TopicConfig,
 };
 
+use super::counters::Counters;
 use super::fault::{Exit, Fault};
-use super::port::{Arrival, Counters, Feed, Host, Port, Refusal};
+use super::port::{Arrival, Feed, Host, Port, Refusal};
 
 /// Starts the executors that the nodes of this process share.
 pub(crate) fn executors(cores: &[usize], spin: Duration) -> Result<Executors, Fault> {
@@ -106,24 +107,32 @@ fn arrival(event: Event) -> Arrival {
     }
 }
 
+/// What these nodes have counted, summed.
+pub(crate) fn counters<'a>(nodes: impl IntoIterator<Item = &'a Node>) -> Counters {
+    let mut sum = Counters::default();
+    for stats in nodes.into_iter().map(Node::stats) {
+        sum.add(&Counters {
+            bodies_received: stats.engine.bodies_received,
+            bodies_delivered: stats.engine.delivered,
+            relays: stats.engine.relays,
+            relay_adverts: stats.engine.relay_adverts_sent,
+            relay_advert_bytes: stats.engine.relay_advert_bytes_sent,
+            udp_bytes_sent: stats.quic.traffic.bytes_out,
+            datagrams_sent: stats.quic.traffic.datagrams_out,
+            sends: stats.quic.traffic.transmits,
+            packets_lost: stats.quic.traffic.lost_packets,
+            handshakes_refused: stats.quic.rejections(),
+        });
+    }
+    sum
+}
+
 /// The nodes of this process.
 pub(crate) struct Nodes(pub(crate) Vec<Node>);
 
 impl Host for Nodes {
     fn counters(&self) -> Counters {
-        let mut sum = Counters::default();
-        for stats in self.0.iter().map(Node::stats) {
-            sum.bodies_received += stats.engine.bodies_received;
-            sum.bodies_delivered += stats.engine.delivered;
-            sum.relays += stats.engine.relays;
-            sum.relay_adverts += stats.engine.relay_adverts_sent;
-            sum.relay_advert_bytes += stats.engine.relay_advert_bytes_sent;
-            sum.udp_bytes_sent += stats.quic.traffic.bytes_out;
-            sum.datagrams_sent += stats.quic.traffic.datagrams_out;
-            sum.sends += stats.quic.traffic.transmits;
-            sum.handshakes_refused += stats.quic.rejections();
-        }
-        sum
+        counters(&self.0)
     }
 
     fn shutdown(self: Box<Self>, deadline: Duration) -> Result<(), Fault> {

@@ -225,10 +225,10 @@ pub(super) fn hanging_push(world: &mut World) -> Result<(), String> {
         for slot in 1..40 {
             let mut made_up = [0; 32];
             world.rng.fill(&mut made_up);
-            let PushHead { topic, slot, version, id, size, attribute } =
-                head(slot, round, ArtifactId(made_up));
+            let head = head(slot, round, ArtifactId(made_up));
+            let PushHead { topic, slot, version, id, size, attribute } = head.clone();
             if slot.0 <= room {
-                world.begin_push(PUPPET, 1, PushHead { topic, slot, version, id, size, attribute })?;
+                world.begin_push(PUPPET, 1, head)?;
             }
             let change = Change::Advert { id, size, relayed: false, attribute };
             named.push(Frame::Update(Update { topic, slot, version, change }));

@@ -2,9 +2,9 @@
 
 use serde_json::json;
 
+use crate::subnet::counters::{Counters, ratio};
 use crate::subnet::fault::{Exit, Fault};
 use crate::subnet::latency::Latency;
-use crate::subnet::port::{Counters, ratio};
 
 /// The figures of one run.
 #[derive(Debug)]

@@ -7,7 +7,7 @@ use corecast::types::{Class, TopicId};
 
 use super::report::Report;
 use crate::subnet::fault::Fault;
-use crate::subnet::flow::{self, Flaws, Pace, Stream, Times};
+use crate::subnet::flow::{self, Flaws, Hold, Pace, Stream, Times};
 use crate::subnet::loopback::Plan;
 use crate::subnet::stop::Stop;
 
@@ -33,24 +33,24 @@ pub(crate) fn run(plan: &Plan, measure: Duration, relay: bool, stop: &Stop) -> R
     let streams = (0..usize::from(plan.nodes)).flat_map(|maker| {
         MIX.iter().enumerate().map(move |(topic, &(_, _, sizes, inflight))| {
             let pace = Pace::Closed { inflight };
-            Stream { maker, topic, sizes: sizes.to_vec(), pace, relay }
+            let (sizes, hold) = (sizes.to_vec(), Hold::UntilComplete);
+            Stream { maker, topic, kind: 0, sizes, pace, hold, relay }
         })
     });
     let times = Times { warm_up: Duration::ZERO, measure, grace: Duration::from_secs(10) };
     let outcome = flow::run(&mut subnet, streams.collect(), times, stop, |_| Ok(()));
     let outcome = super::shut_down(subnet, outcome)?;
-    let Flaws { lost, twice, foreign } = outcome.flaws;
-    let flaw = format!("{lost} deliveries were lost, {twice} came twice, {foreign} brought what nobody made");
+    let all = outcome.all()?;
     Ok(Report {
         nodes: plan.nodes,
         lanes: plan.lanes,
         files: None,
-        artifacts: outcome.artifacts,
-        deliveries: outcome.deliveries,
-        delivered_bytes: outcome.bytes,
+        artifacts: all.artifacts,
+        deliveries: all.deliveries,
+        delivered_bytes: all.bytes,
         seconds: outcome.seconds,
-        latency: outcome.each,
+        latency: all.each,
         counters: outcome.counters,
-        flaw: (outcome.flaws != Flaws::default()).then_some(flaw),
+        flaw: (outcome.flaws != Flaws::default()).then(|| outcome.flaws.to_string()),
     })
 }

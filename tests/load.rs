@@ -1,0 +1,252 @@
+//! `corecast-load`: every workload runs and tells what it must; bad input gets one clear line and a code of sysexits.h.
+#![cfg(feature = "tools")]
+#![allow(clippy::unwrap_used)]
+
+mod desk;
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use desk::{refused, tool};
+use serde_json::Value;
+
+const LOAD: &str = env!("CARGO_BIN_EXE_corecast-load");
+
+/// Runs a workload that must succeed, and gives its figures, which the file must hold as well.
+fn run(line: &str) -> Value {
+    let desk = tempfile::tempdir().unwrap();
+    let output = tool(LOAD, desk.path(), &format!("{line} --json --out figures.json"));
+    let (stdout, stderr) =
+        (String::from_utf8(output.stdout).unwrap(), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success() && stderr.is_empty(), "{line}: {} {stderr}\n{stdout}", output.status);
+    assert_eq!(fs::read_to_string(desk.path().join("figures.json")).unwrap(), stdout, "{line}");
+    let figures: Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!(figures["workload"].as_str(), line.split(' ').next());
+    assert_eq!(figures["partial"], false, "{line}");
+    for name in ["cpu_seconds", "peak_rss_bytes", "seconds"] {
+        assert!(figures[name].as_f64().unwrap() > 0.0, "{line}: {name}");
+    }
+    figures
+}
+
+/// The number at this place.
+fn number(figures: &Value, place: &str) -> f64 {
+    figures.pointer(place).and_then(Value::as_f64).unwrap_or_else(|| panic!("{place} in {figures}"))
+}
+
+/// A latency is there with all its quantiles, in their order.
+fn check_latency(figures: &Value, place: &str) {
+    let quantiles = ["p50", "p99", "p999", "max"].map(|name| number(figures, &format!("{place}/{name}")));
+    assert!(quantiles[0] > 0.0 && quantiles.is_sorted(), "{place}: {quantiles:?}");
+}
+
+/// What is delivered costs something, and comes once.
+fn check_deliveries(figures: &Value) {
+    assert!(number(figures, "/delivered_artifacts") > 0.0, "{figures}");
+    check_latency(figures, "/latency_us");
+    check_latency(figures, "/quorum_latency_us");
+    for place in ["/goodput_gbit_s", "/allocations_per_artifact", "/cpu_us_per_delivery"] {
+        assert!(number(figures, place) > 0.0, "{place}");
+    }
+    // Headers of UDP and IP come on top of what the nodes count. Both meters are read at the same time, not in the same instant.
+    let (wire, loopback) = (
+        number(figures, "/wire_bytes_per_payload_byte"),
+        number(figures, "/loopback_bytes_per_payload_byte"),
+    );
+    assert!(wire > 0.9 && loopback > 0.9, "{wire} {loopback}");
+}
+
+#[test]
+fn as_much_as_goes_through_is_delivered() {
+    for line in
+        ["bulk --nodes 3 --makers first --seconds 1", "small --nodes 3 --size 200 --seconds 1 --wait spin"]
+    {
+        check_deliveries(&run(line));
+    }
+    let figures = run("latency --nodes 4 --seconds 1 --mtu 8900 --wait spin-then-park --spin 20");
+    check_deliveries(&figures);
+    let delivered = number(&figures, "/delivered_artifacts");
+    assert!((200.0..=400.0).contains(&delivered), "a hundred to three receivers, not {delivered}");
+}
+
+#[test]
+fn probes_come_beside_bulk() {
+    let figures = run("mixed --nodes 3 --size 262144 --seconds 2 --mtu 8900");
+    check_deliveries(&figures);
+    check_latency(&figures, "/probe_latency_us");
+    assert!(number(&figures, "/probes") >= 50.0, "{figures}");
+    assert!(number(&figures, "/bulk_alone_gbit_s") > 0.0 && number(&figures, "/bulk_kept_ratio") > 0.0);
+}
+
+#[test]
+fn rounds_of_consensus_bring_blocks_shares_and_ingress() {
+    let figures = run("consensus --nodes 4 --seconds 2");
+    check_deliveries(&figures);
+    // Two rounds; what was made right before the end may come after it.
+    for (kind, least, most) in [("block", 1.0, 2.0), ("share", 30.0, 40.0), ("ingress", 1000.0, 2001.0)] {
+        let made = number(&figures, &format!("/consensus/{kind}/artifacts"));
+        assert!((least..=most).contains(&made), "{made} of {kind}");
+        check_latency(&figures, &format!("/consensus/{kind}/latency_us"));
+        check_latency(&figures, &format!("/consensus/{kind}/quorum_latency_us"));
+    }
+}
+
+#[test]
+fn a_receiver_that_stops_loses_nothing_that_is_active() {
+    for (how, mtu) in [("application", 1452), ("process", 8900)] {
+        let line = format!("stall --size 100000 --seconds 1 --stall-seconds 1 --stall {how} --mtu {mtu}");
+        let figures = run(&line);
+        check_deliveries(&figures);
+        assert_eq!(figures["stall"]["lost"], 0, "{figures}");
+        for place in ["before", "during", "after"] {
+            assert!(number(&figures, &format!("/stall/healthy_gbit_s_{place}")) > 0.0, "{figures}");
+        }
+        assert!(number(&figures, "/stall/aborted_unseen") > 0.0, "it did not stop: {figures}");
+        assert_eq!(number(&figures, "/stall/active_at_return"), 64.0, "{figures}");
+        let (peak, bound) =
+            (number(&figures, "/stall/peak_rss_bytes"), number(&figures, "/stall/bound_bytes"));
+        assert!(peak > 0.0 && peak < bound, "{peak} of {bound}");
+    }
+}
+
+#[test]
+fn a_node_that_starts_again_gets_what_is_active_and_nothing_else() {
+    let figures = run("rejoin --seconds 1 --away-seconds 1");
+    check_deliveries(&figures);
+    let [published, active, recovered] = ["published_meanwhile", "still_active", "recovered"]
+        .map(|name| number(&figures, &format!("/rejoin/{name}")));
+    assert!((90.0..=110.0).contains(&published) && active < published, "{figures}");
+    assert_eq!(recovered, active);
+    assert_eq!(figures["rejoin"]["aborted_delivered"], 0);
+    assert!(number(&figures, "/rejoin/first_ms") <= number(&figures, "/rejoin/last_ms"));
+    assert!(number(&figures, "/rejoin/last_after_handshake_ms") <= number(&figures, "/rejoin/last_ms"));
+}
+
+#[test]
+fn an_idle_subnet_still_says_that_it_is_there() {
+    let figures = run("idle --nodes 4 --seconds 2");
+    assert_eq!(figures["delivered_artifacts"], 0);
+    assert!(number(&figures, "/idle/datagrams_per_s") > 0.0, "{figures}");
+    assert!(number(&figures, "/idle/peak_rss_bytes") > 0.0 && number(&figures, "/idle/cpu_percent") >= 0.0);
+}
+
+#[test]
+fn an_interrupted_run_tells_what_it_measured() {
+    let desk = tempfile::tempdir().unwrap();
+    for (workload, signal) in [("latency --nodes 3", "-INT"), ("stall --seconds 60", "-TERM")] {
+        let mut command = Command::new(LOAD);
+        let words = format!("{workload} --json --out out{signal}.json");
+        command.args(words.split(' ')).current_dir(desk.path());
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        std::thread::sleep(Duration::from_secs(4));
+        let pid = child.id().to_string();
+        assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
+        let output = child.wait_with_output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(130), "{workload}: {stderr}");
+        assert!(stderr.starts_with("corecast-load: interrupted: "), "{stderr}");
+        let figures: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(figures["partial"], true);
+        check_deliveries(&figures);
+        let file = fs::read(desk.path().join(format!("out{signal}.json"))).unwrap();
+        assert!(file == output.stdout);
+    }
+}
+
+fn refuses(folder: &Path, line: &str, code: i32, with: &str) {
+    refused(&tool(LOAD, folder, line), "corecast-load", line, code, with);
+}
+
+#[test]
+fn bad_input_gets_one_line() {
+    let desk = tempfile::tempdir().unwrap();
+    for (line, with) in [
+        ("bulky", "unrecognized subcommand 'bulky'; a similar subcommand exists: 'bulk'"),
+        ("sim --scenario nonsense", "possible values: late-joiner, "),
+        ("bulk --nodes 0", "0 is not in 2..=128"),
+        ("idle --nodes 129", "129 is not in 2..=128"),
+        ("stall --nodes 2", "3 --nodes or more"),
+        ("bulk --size 3", "3 is not in 16..=67108864"),
+        ("small --size 67108865", "67108865 is not in 16..=67108864"),
+        ("mixed --size 1e9", "invalid digit"),
+        ("latency --rate 0", "0 is not in 1..=1000000"),
+        ("mixed --rate 0", "0 is not in 1..="),
+        ("rejoin --rate 0", "0 is not in 1..="),
+        ("bulk --seconds 0", "0 is not in 1..=86400"),
+        ("idle --seconds 0", "0 is not in 1..=86400"),
+        ("stall --stall-seconds 0", "0 is not in 1..=3600"),
+        ("rejoin --away-seconds 0", "0 is not in 1..=3600"),
+        ("stall --stall kernel", "possible values: application, process"),
+        ("consensus --mtu 9001", "9001 is not in 1200..=9000"),
+        ("bulk --wait sleep", "possible values: park, spin-then-park, spin"),
+        ("bulk --wait park --spin 5", "--spin is for --wait spin-then-park"),
+        ("small --nodes 128 --lanes 256", "one process may have 512"),
+        ("rejoin --rate 100000 --seconds 3600", "lower --rate, --size or --seconds"),
+    ] {
+        refuses(desk.path(), line, 64, with);
+    }
+}
+
+#[test]
+fn options_of_another_workload_are_refused() {
+    let desk = tempfile::tempdir().unwrap();
+    for (workload, option) in [
+        ("bulk", "--rate 5"),
+        ("small", "--stall process"),
+        ("latency", "--inflight 5"),
+        ("mixed", "--makers first"),
+        ("consensus", "--size 100"),
+        ("consensus", "--inflight 2"),
+        ("stall", "--away-seconds 3"),
+        ("rejoin", "--stall-seconds 3"),
+        ("idle", "--size 100"),
+        ("idle", "--rate 1"),
+    ] {
+        let name = option.split(' ').next().unwrap();
+        let with = format!("unexpected argument '{name}' found");
+        refuses(desk.path(), &format!("{workload} {option}"), 64, &with);
+        let with = format!("`corecast-load {workload} --help` says what is allowed");
+        refuses(desk.path(), &format!("{workload} {option}"), 64, &with);
+    }
+}
+
+#[test]
+fn an_output_that_cannot_be_written_is_known_before_the_run() {
+    let desk = tempfile::tempdir().unwrap();
+    // Runs of an hour, were they to begin.
+    for workload in ["bulk", "mixed", "consensus", "stall", "rejoin --rate 1", "idle"] {
+        let line = format!("{workload} --seconds 3600 --out missing/figures.json");
+        refuses(desk.path(), &line, 73, "missing/figures.json: cannot be written: No such file");
+    }
+    refuses(desk.path(), "bulk --seconds 3600 --out .", 73, ".: cannot be written: Is a directory");
+    fs::write(desk.path().join("old"), "what was there").unwrap();
+    for name in ["old", "new"] {
+        refuses(desk.path(), &format!("bulk --nodes 100 --lanes 100 --out {name}"), 64, "512");
+    }
+    assert_eq!(fs::read_to_string(desk.path().join("old")).unwrap(), "what was there");
+    assert!(!desk.path().join("new").exists());
+}
+
+#[test]
+fn help_names_every_workload() {
+    let desk = tempfile::tempdir().unwrap();
+    let help = String::from_utf8(tool(LOAD, desk.path(), "--help").stdout).unwrap();
+    for workload in ["bulk", "small", "latency", "mixed", "consensus", "stall", "rejoin", "idle", "sim"] {
+        assert!(help.lines().any(|line| line.trim_start().starts_with(workload)), "{workload} in {help}");
+    }
+    assert!(!help.contains("receivers"));
+}
+
+#[test]
+fn simulated_seeds_end_with_one_line() {
+    let desk = tempfile::tempdir().unwrap();
+    for line in ["sim --seeds 3 --first-seed 7", "sim --seeds 3 --scenario maker-dies"] {
+        let output = tool(LOAD, desk.path(), line);
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert_eq!(output.status.code(), Some(0), "{line}: {text}");
+        let summary = text.lines().last().unwrap();
+        assert!(summary.starts_with("sim: 3 seeds, ") && summary.ends_with(", 0 failures"), "{summary}");
+    }
+}
