@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::Failure;
 use crate::contenders::Peer;
-use crate::options::{Choice, Load, Makers, Workload, name};
+use crate::options::{Choice, Load, Workload, name};
 use crate::table::{Row, Table};
 
 #[derive(Debug, Args)]
@@ -117,7 +117,7 @@ fn run_one(contender: Contender, choice: &Choice, corecast: &Path) -> Result<Val
             let mut command = Command::new(corecast);
             command.args(choice.arguments()).args(["--json", "--cores", &cores.join(",")]);
             if choice.has_makers() {
-                command.args(["--makers", if choice.makers == Makers::All { "all" } else { "one" }]);
+                command.args(["--makers", &name(choice.makers)]);
             }
             command
         }

@@ -10,7 +10,7 @@ use crate::board::{Board, Count, Free};
 use crate::contender::Contender;
 use crate::options::{Choice, Workload};
 use crate::workload::{self, Stream};
-use crate::{Failure, host, pace, report};
+use crate::{Failure, host, memory, pace, report};
 
 /// How long a receiver does not read.
 const STALL: Duration = Duration::from_secs(10);
@@ -39,6 +39,7 @@ pub(crate) struct Measured {
     pub(crate) bytes: u64,
     pub(crate) cpu_seconds: f64,
     pub(crate) loopback_bytes: u64,
+    pub(crate) allocations: u64,
 }
 
 /// All that was measured.
@@ -95,7 +96,7 @@ fn finish(choice: &Choice, board: &Board, mut outcome: Outcome) -> Result<Value,
 
 /// Reads off what happens at every node but `except`.
 fn measure(board: &Board, except: Option<usize>, length: Duration) -> Measured {
-    let read = || (board.count(except), host::cpu_seconds(), host::loopback_bytes());
+    let read = || (board.count(except), host::cpu_seconds(), host::loopback_bytes(), memory::allocations());
     let before = read();
     std::thread::sleep(length);
     let after = read();
@@ -106,6 +107,7 @@ fn measure(board: &Board, except: Option<usize>, length: Duration) -> Measured {
         bytes: bytes - before.0.bytes,
         cpu_seconds: after.1 - before.1,
         loopback_bytes: after.2.saturating_sub(before.2),
+        allocations: after.3.saturating_sub(before.3),
     }
 }
 

@@ -35,7 +35,7 @@ pub(crate) fn report(choice: &Choice, board: &Board, outcome: &Outcome) -> Resul
         "peak_rss_bytes": host::peak_rss_bytes(),
         "loopback_bytes_per_payload_byte": ratio(measured.loopback_bytes as f64, bytes),
         "body_copies_per_delivery": null,
-        "allocations_per_artifact": null,
+        "allocations_per_artifact": ratio(measured.allocations as f64, deliveries),
         "lost": outcome.lost,
         "twice": board.twice(),
     });

@@ -41,15 +41,16 @@ const P50: Figure = figure("p50 µs", "/latency_us/p50", Less);
 const P99: Figure = figure("p99 µs", "/latency_us/p99", Less);
 const QUORUM_50: Figure = figure("quorum p50", "/quorum_latency_us/p50", Less);
 const QUORUM_99: Figure = figure("quorum p99", "/quorum_latency_us/p99", Less);
+const ALLOCATIONS: Figure = figure("allocs each", "/allocations_per_artifact", Less);
 const LOST: Figure = figure("lost", "/lost", Shown);
 
 /// What a workload is about; the first is the headline.
 fn figures(workload: Workload) -> Vec<Figure> {
     match workload {
-        Workload::Bulk => vec![GBIT, CPU_GIB, P50, P99, QUORUM_50, WIRE, PEAK, LOST],
+        Workload::Bulk => vec![GBIT, CPU_GIB, P50, P99, QUORUM_50, WIRE, ALLOCATIONS, PEAK, LOST],
         Workload::Small => {
             let rate = figure("deliveries/s", "/deliveries_per_s", More);
-            vec![rate, GBIT, CPU_EACH, P50, P99, QUORUM_50, WIRE, PEAK, LOST]
+            vec![rate, GBIT, CPU_EACH, P50, P99, QUORUM_50, WIRE, ALLOCATIONS, PEAK, LOST]
         }
         Workload::Latency => {
             let p999 = figure("p99.9 µs", "/latency_us/p999", Less);
