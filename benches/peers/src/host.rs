@@ -2,12 +2,12 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::net::{Ipv4Addr, UdpSocket};
+use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
 
-/// A socket on loopback with buffers of `bytes`, as large as the kernel grants.
-pub(crate) fn socket(bytes: usize) -> io::Result<UdpSocket> {
-    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+/// A socket with buffers of `bytes`, as large as the kernel grants.
+pub(crate) fn socket(address: SocketAddr, bytes: usize) -> io::Result<UdpSocket> {
+    let socket = UdpSocket::bind(address)?;
     let size = libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX);
     for (forced, plain) in [(libc::SO_RCVBUFFORCE, libc::SO_RCVBUF), (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF)]
     {
@@ -51,4 +51,12 @@ pub(crate) fn peak_rss_bytes() -> u64 {
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
     let kib = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
     kib.unwrap_or(0) * 1024
+}
+
+/// Bytes that all of the host have sent over loopback so far, headers included.
+pub(crate) fn loopback_bytes() -> u64 {
+    let devices = std::fs::read_to_string("/proc/net/dev").unwrap_or_default();
+    let line = devices.lines().find_map(|line| line.trim_start().strip_prefix("lo:"));
+    // Eight columns of what was received come before the bytes that were sent.
+    line.and_then(|line| line.split_whitespace().nth(8)?.parse().ok()).unwrap_or(0)
 }
