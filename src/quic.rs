@@ -239,7 +239,9 @@ impl Quic {
         let ecn = ecn.and_then(|ecn| EcnCodepoint::from_bits(ecn.bits()));
         let mut touched = None;
         while !data.is_empty() {
-            let datagram = data.split_to(stride.min(data.len()));
+            // The last one is the whole rest: a datagram that came alone is not shared, which takes memory.
+            let datagram =
+                if data.len() <= stride { std::mem::take(&mut data) } else { data.split_to(stride) };
             if let Some(handle) = self.handle_datagram(now, from, ecn, datagram) {
                 // One address is one peer, and that has one connection: other cases are rare.
                 if touched.is_some_and(|other| other != handle) {

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::Failure;
 use crate::contenders::Peer;
-use crate::options::{Choice, Load, Workload, name};
+use crate::options::{Choice, Load, Makers, Workload, name};
 use crate::table::{Row, Table};
 
 #[derive(Debug, Args)]
@@ -29,8 +29,19 @@ pub(crate) struct Options {
     /// Write everything that was measured to this file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Lanes of each of corecast's nodes [default: as many as --cores where one node alone makes bulk, which one lane would keep on
+    /// one core; otherwise 1]
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=256))]
+    lanes: Option<u16>,
     #[command(flatten)]
     load: Load,
+}
+
+impl Options {
+    fn lanes(&self, choice: &Choice) -> u16 {
+        let spread = choice.workload == Workload::Bulk && choice.makers == Makers::First;
+        self.lanes.unwrap_or(if spread { choice.cores as u16 } else { 1 })
+    }
 }
 
 /// What runs take beside what is measured: connecting, stalls, catching up.
@@ -51,9 +62,9 @@ impl Contender {
         }
     }
 
-    fn note(self, choice: &Choice) -> Option<String> {
+    fn note(self, options: &Options, choice: &Choice) -> Option<String> {
         match self {
-            Contender::Corecast => None,
+            Contender::Corecast => Some(format!("{} lanes", options.lanes(choice))),
             Contender::Peer(peer) => peer.note(choice),
         }
     }
@@ -89,12 +100,12 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
 }
 
 fn measure(options: &Options, choice: &Choice, contenders: &[Contender], corecast: &Path) -> Table {
-    let row = |contender: &Contender| Row::new(contender.name(), contender.note(choice));
+    let row = |contender: &Contender| Row::new(contender.name(), contender.note(options, choice));
     let mut rows: Vec<Row> = contenders.iter().map(row).collect();
     for round in 1..=options.rounds {
         for (contender, row) in contenders.iter().zip(&mut rows) {
             let (name, workload) = (contender.name(), name(choice.workload));
-            match run_one(*contender, choice, corecast) {
+            match run_one(*contender, choice, corecast, options.lanes(choice)) {
                 Ok(figures) => {
                     let figure = crate::table::headline(choice.workload, &figures);
                     eprintln!("{workload} round {round}: {name} {figure}");
@@ -110,12 +121,13 @@ fn measure(options: &Options, choice: &Choice, contenders: &[Contender], corecas
     Table::new(choice.clone(), options.rounds, rows)
 }
 
-fn run_one(contender: Contender, choice: &Choice, corecast: &Path) -> Result<Value, Failure> {
+fn run_one(contender: Contender, choice: &Choice, corecast: &Path, lanes: u16) -> Result<Value, Failure> {
     let mut command = match contender {
         Contender::Corecast => {
             let cores: Vec<String> = (0..choice.cores).map(|core| core.to_string()).collect();
             let mut command = Command::new(corecast);
             command.args(choice.arguments()).args(["--json", "--cores", &cores.join(",")]);
+            command.args(["--lanes", &lanes.to_string()]);
             if choice.has_makers() {
                 command.args(["--makers", &name(choice.makers)]);
             }
