@@ -29,8 +29,8 @@ pub(crate) struct Options {
     /// Write everything that was measured to this file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Lanes of each of corecast's nodes [default: as many as --cores where one node alone makes bulk, which one lane would keep on
-    /// one core; otherwise 1]
+    /// Lanes of each of corecast's nodes [default: as many as --cores where one node alone makes bulk, for one lane keeps to one
+    /// core; otherwise 1]
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=256))]
     lanes: Option<u16>,
     #[command(flatten)]
