@@ -30,7 +30,7 @@ impl Engine {
                 || self.topics.iter().any(|topic| topic.slots.has_updates(peer)))
     }
 
-    /// The peer's link takes nothing now, whatever waits for it.
+    /// The peer's link takes nothing now: to be said instead of [`Engine::poll_outgoing`], so that nothing is left to it.
     pub fn handle_full(&mut self, peer: PeerIndex) {
         self.fetch.handle_full(peer);
     }
@@ -161,7 +161,8 @@ impl Engine {
                     self.counters.relay_advert_bytes_sent += Update::encoded_len(&change) as u64;
                 }
                 Change::Advert { .. } => self.counters.adverts_sent += 1,
-                Change::Push { .. } | Change::Clear => self.counters.clears_sent += 1,
+                Change::Push { .. } => self.counters.pushes_sent += 1,
+                Change::Clear => self.counters.clears_sent += 1,
             }
             batch.push(&Frame::Update(Update { topic: id, slot, version, change }));
         }

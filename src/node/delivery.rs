@@ -273,3 +273,50 @@ impl Stream for Deliveries {
         Poll::Pending
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::Artifact;
+    use crate::types::{Attribute, NodeId, TopicId};
+    use bytes::Bytes;
+
+    const BODY: usize = 100;
+
+    fn delivered(byte: u8) -> Event {
+        let (id, bytes) = (ArtifactId([byte; 32]), Bytes::from(vec![byte; BODY]));
+        let artifact = Artifact { topic: TopicId(1), id, attribute: Attribute::EMPTY, bytes };
+        Event::Delivered { artifact, from: NodeId([0; 32]) }
+    }
+
+    /// Offers events as a lane does; how many were taken.
+    fn fill(outlet: &Outlet) -> usize {
+        let mut taken = 0;
+        while outlet.has_room() && taken < 1000 {
+            assert!(matches!(outlet.offer(delivered(taken as u8)), Offered::Taken));
+            taken += 1;
+        }
+        taken
+    }
+
+    #[test]
+    fn a_consumer_that_stopped_holds_bodies_up_to_the_byte_limit() {
+        let wake = Arc::new(WakeWord::new().unwrap());
+        let (outlet, deliveries) = queue(500, 10 * BODY as u64 - 1, vec![wake]);
+        assert_eq!(fill(&outlet), 10);
+        for _ in 0..5 {
+            deliveries.try_recv().unwrap();
+        }
+        assert_eq!(fill(&outlet), 5);
+        assert_eq!(deliveries.len(), 10);
+    }
+
+    #[test]
+    fn a_body_above_the_byte_limit_comes_through_alone() {
+        let (outlet, deliveries) = queue(500, BODY as u64 / 2, vec![Arc::new(WakeWord::new().unwrap())]);
+        for _ in 0..3 {
+            assert_eq!(fill(&outlet), 1);
+            deliveries.try_recv().unwrap();
+        }
+    }
+}

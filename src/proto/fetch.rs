@@ -116,8 +116,9 @@ pub enum FetchEffect {
 /// - What links say: [`handle_connected`](Fetch::handle_connected),
 ///   [`handle_disconnected`](Fetch::handle_disconnected), [`handle_progress`](Fetch::handle_progress),
 ///   [`handle_reply`](Fetch::handle_reply).
-/// - What links ask: [`next_request`](Fetch::next_request) when there is room. `None` stands until the next
-///   reply, progress, connection, want or timeout, after which every link with
+/// - What links ask: [`next_request`](Fetch::next_request) for each class when there is room, and
+///   [`handle_full`](Fetch::handle_full) when there is none. `None` stands until the next reply, progress,
+///   connection, want, timeout or full link, after which every link with
 ///   [`has_requests`](Fetch::has_requests) should ask again.
 /// - Time: [`handle_timeout`](Fetch::handle_timeout) when [`poll_timeout`](Fetch::poll_timeout) says so.
 ///

@@ -535,8 +535,11 @@ impl World {
 
     fn send_some(&mut self, node: usize, peer: usize) -> Result<bool, String> {
         let (room, connection) = (self.room(node, peer), self.connection(node, peer));
-        let (Some(room), Some(connection)) = (room, connection) else { return Ok(false) };
         let Some(Actor::Honest(member)) = self.actors.get_mut(node) else { return Ok(false) };
+        let (Some(room), Some(connection)) = (room, connection) else {
+            member.engine.handle_full(PeerIndex(peer as u16));
+            return Ok(false);
+        };
         if !member.engine.has_outgoing(PeerIndex(peer as u16)) {
             return Ok(false);
         }

@@ -28,8 +28,8 @@ impl HashKind {
         }
     }
 
-    /// The ids of many bodies, in their order. BLAKE3 works on up to sixteen bodies of at most 1,024 bytes at a time, one in
-    /// each lane of the vector unit: about a sixth of the time that one after another takes.
+    /// The ids of many bodies, in their order. BLAKE3 works on bodies of at most 1,024 bytes side by side, one in each lane of
+    /// the vector unit: with AVX-512 sixteen at a time, in about a sixth of the time that one after another takes.
     pub fn ids(self, bodies: &[&[u8]]) -> Vec<ArtifactId> {
         match self {
             HashKind::Blake3 if bodies.len() > 1 => chunks(bodies),
@@ -87,13 +87,13 @@ const ID: usize = size_of::<ArtifactId>();
 fn chunks(bodies: &[&[u8]]) -> Vec<ArtifactId> {
     let mut ids = vec![ArtifactId([0; ID]); bodies.len()];
     let mut order: Vec<usize> = (0..bodies.len()).collect();
-    let length = |at: &usize| bodies.get(*at).map_or(0, |body| body.len());
-    order.sort_unstable_by_key(|at| (length(at) / BLOCK_LEN, length(at) % BLOCK_LEN > 0));
-    let alike = |a: &usize, b: &usize| {
-        let class = |at| (length(at) / BLOCK_LEN, length(at) % BLOCK_LEN > 0);
-        class(a) == class(b)
+    let shape = |at: &usize| {
+        let length = bodies.get(*at).map_or(0, |body| body.len());
+        (length / BLOCK_LEN, !length.is_multiple_of(BLOCK_LEN))
     };
-    for group in order.chunk_by(alike).flat_map(|group| group.chunks(WIDTH)) {
+    order.sort_unstable_by_key(shape);
+    let groups = order.chunk_by(|one, other| shape(one) == shape(other));
+    for group in groups.flat_map(|group| group.chunks(WIDTH)) {
         side_by_side(bodies, group, &mut ids);
     }
     ids

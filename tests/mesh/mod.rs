@@ -359,7 +359,10 @@ impl Lane {
                 continue;
             }
             for _ in 0..Mesh::OUTGOING {
-                let Some(at_least) = self.quic.room(peer) else { break };
+                let Some(at_least) = self.quic.room(peer) else {
+                    self.engine.handle_full(peer);
+                    break;
+                };
                 let Some(outgoing) = self.engine.poll_outgoing(peer, at_least, now) else { break };
                 self.quic.send(peer, outgoing);
                 busy = true;
