@@ -10,7 +10,8 @@ use corecast::Refusal;
 use corecast::config::{TopicConfig, Verdict};
 use corecast::engine::Event;
 use corecast::types::{
-    ArtifactId, Attribute, Class, HashKind, NodeId, RegistryVersion, Slot, StreamKey, TopicId, Version,
+    ArtifactId, Attribute, Class, HashKind, NodeId, RegistryVersion, Slot, StreamKey, TopicId, Verified,
+    Version,
 };
 use corecast::wire::{Change, Frame, Held, Hello, Incoming, Open, PushHead, Refused, Update};
 
@@ -160,7 +161,8 @@ fn a_restart_behind_a_cut_that_hides_the_greeting_resumes_nothing() {
     subnet.restart(0);
     let new = subnet.broadcast(0, b"new");
     // Its first update arrives, its greeting does not.
-    let change = Change::Push { attribute: Attribute::EMPTY, body: bytes(b"new") };
+    let body = Verified::hash(HashKind::Blake3, bytes(b"new"));
+    let change = Change::Push { attribute: Attribute::EMPTY, body };
     let update = Update { topic: TOPIC, slot: Slot(0), version: Version(1), change };
     subnet.bring(0, 1, Incoming::Frame(Frame::Update(update)));
     let before = told(&subnet);

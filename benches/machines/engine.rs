@@ -90,7 +90,7 @@ impl Node {
     }
 
     fn hear(&mut self, peer: u16, frame: Frame) {
-        self.bring(peer, Incoming::Frame(frame));
+        self.bring(peer, Incoming::Frame(frame.verified(HashKind::Blake3)));
     }
 
     fn say(&mut self, place: Place, change: Change) {

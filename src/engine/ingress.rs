@@ -43,10 +43,6 @@ impl Engine {
             Incoming::Frame(Frame::Update(update)) => self.update(peer, update, now, fx),
             Incoming::Frame(Frame::Refused(refused)) => self.refused(peer, refused),
             Incoming::Frame(Frame::Held(held)) => self.held(peer, &held),
-            Incoming::PushedSmall { topic, slot, version, attribute, body } => {
-                let place = Refused { topic, slot, version, reason: Refusal::SlotLimit };
-                self.pushed_small(peer, place, attribute, body, now, fx);
-            }
             Incoming::PushStarted { key, head } => self.push_started(peer, key, head, now, fx),
             Incoming::Pushed { key, head, body } => self.pushed(peer, key, &head, body, now, fx),
             Incoming::PushBroken { key, head } => {
@@ -88,12 +84,11 @@ impl Engine {
         self.follow(index, None, now, fx);
     }
 
-    fn update(&mut self, peer: PeerIndex, update: Update, now: Instant, fx: &mut Effects) {
+    fn update(&mut self, peer: PeerIndex, update: Update<Verified>, now: Instant, fx: &mut Effects) {
         let Some(index) = self.index_of(update.topic) else {
             self.counters.updates_unknown_topic += 1;
             return;
         };
-        let Some(hash) = self.topics.get(index).map(|topic| topic.config().hash) else { return };
         let Update { slot, version, change, .. } = update;
         let place = Refused { topic: update.topic, slot, version, reason: Refusal::SlotLimit };
         let told = match change {
@@ -108,33 +103,15 @@ impl Engine {
                 return self.follow(index, None, now, fx);
             }
             Change::Push { attribute, body } => {
-                return self.pushed_small(peer, place, attribute, Verified::hash(hash, body), now, fx);
+                let (id, size) = (body.id(), body.bytes().len() as u32);
+                self.counters.bodies_received += 1;
+                self.counters.body_bytes_received += u64::from(size);
+                Told { peer, id, size, attribute, relayed: false, body: Coming::Here(body) }
             }
             Change::Advert { id, size, relayed, attribute } => {
                 Told { peer, id, size, attribute, relayed, body: Coming::OnRequest }
             }
         };
-        self.set(index, place, told, now, fx);
-    }
-
-    /// A small body came with its name.
-    fn pushed_small(
-        &mut self,
-        peer: PeerIndex,
-        place: Refused,
-        attribute: Attribute,
-        body: Verified,
-        now: Instant,
-        fx: &mut Effects,
-    ) {
-        let Some(index) = self.index_of(place.topic) else {
-            self.counters.updates_unknown_topic += 1;
-            return;
-        };
-        let (id, size) = (body.id(), body.bytes().len() as u32);
-        self.counters.bodies_received += 1;
-        self.counters.body_bytes_received += u64::from(size);
-        let told = Told { peer, id, size, attribute, relayed: false, body: Coming::Here(body) };
         self.set(index, place, told, now, fx);
     }
 

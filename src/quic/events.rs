@@ -2,11 +2,9 @@
 
 use std::collections::VecDeque;
 
-use bytes::Bytes;
-
 use super::Event;
-use crate::types::{Attribute, HashKind, PeerIndex, Slot, TopicId, Verified, Version};
-use crate::wire::Incoming;
+use crate::types::{HashKind, PeerIndex, Verified};
+use crate::wire::{Frame, Incoming};
 
 /// Bounded by what one call brings: the caller drains it after each.
 #[derive(Default)]
@@ -18,17 +16,8 @@ pub(super) struct Events {
 
 enum Queued {
     Event(Event),
-    Push(SmallPush),
-}
-
-/// A push of a batch.
-pub(super) struct SmallPush {
-    pub(super) topic: TopicId,
-    pub(super) slot: Slot,
-    pub(super) version: Version,
-    pub(super) attribute: Attribute,
-    pub(super) body: Bytes,
-    pub(super) kind: HashKind,
+    /// With a body to be hashed so.
+    Push(Frame, HashKind),
 }
 
 impl Events {
@@ -39,23 +28,24 @@ impl Events {
         self.queue.push_back((peer, Queued::Event(event)));
     }
 
-    pub(super) fn push_small(&mut self, peer: PeerIndex, push: SmallPush) {
-        self.queue.push_back((peer, Queued::Push(push)));
+    /// A frame that pushes a body, which is hashed later.
+    pub(super) fn push_body(&mut self, peer: PeerIndex, frame: Frame, kind: HashKind) {
+        self.queue.push_back((peer, Queued::Push(frame, kind)));
     }
 
     pub(super) fn pop(&mut self) -> Option<(PeerIndex, Event)> {
         if self.verified.is_empty()
-            && let Some((_, Queued::Push(push))) = self.queue.front()
+            && let Some((_, Queued::Push(_, kind))) = self.queue.front()
         {
-            let kind = push.kind;
+            let kind = *kind;
             self.verify(kind);
         }
         let (peer, queued) = self.queue.pop_front()?;
         let event = match queued {
             Queued::Event(event) => event,
-            Queued::Push(SmallPush { topic, slot, version, attribute, .. }) => {
+            Queued::Push(frame, _) => {
                 let body = self.verified.pop_front()?;
-                Event::Link(Incoming::PushedSmall { topic, slot, version, attribute, body })
+                Event::Link(Incoming::Frame(frame.map_body(|_| body)))
             }
         };
         Some((peer, event))
@@ -73,11 +63,11 @@ impl Events {
     /// Hashes the next pushes, up to one of another kind.
     fn verify(&mut self, kind: HashKind) {
         let pushes = self.queue.iter_mut().filter_map(|(_, queued)| match queued {
-            Queued::Push(push) => Some(push),
+            Queued::Push(frame, kind) => Some((frame.pushed()?.1, *kind)),
             Queued::Event(_) => None,
         });
-        let alike = pushes.take_while(|push| push.kind == kind).take(Self::TOGETHER);
-        let bodies = alike.map(|push| std::mem::take(&mut push.body)).collect();
+        let alike = pushes.take_while(|(_, of)| *of == kind).take(Self::TOGETHER);
+        let bodies = alike.map(|(body, _)| std::mem::take(body)).collect();
         self.verified.extend(Verified::hash_all(kind, bodies));
     }
 }

@@ -97,7 +97,6 @@ pub(super) fn ended_by(incoming: &Incoming) -> Option<StreamKey> {
         | Incoming::Reply { key, .. }
         | Incoming::Sent { key, .. } => Some(*key),
         Incoming::Frame(_)
-        | Incoming::PushedSmall { .. }
         | Incoming::PushStarted { .. }
         | Incoming::Request { .. }
         | Incoming::Progress { .. }

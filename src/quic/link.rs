@@ -8,12 +8,12 @@ use quinn_proto::{Connection, ConnectionError, Dir, StreamEvent, StreamId, VarIn
 use super::config::HashOf;
 use super::counters::QuicCounters;
 use super::egress::{Egress, SendWindows, Unwritten};
-use super::events::{Events, SmallPush};
+use super::events::Events;
 use super::ingress::{Ingress, Offence};
 use super::keys::{Entry, Keys, Role};
 use super::{Event, keys};
 use crate::types::{Class, ConnectionNumber, HashKind, Instant, PeerIndex, PerClass, StreamKey, TopicId};
-use crate::wire::{Change, Frame, Incoming, Outgoing, Reply, ReplyHead, Update};
+use crate::wire::{Frame, Incoming, Outgoing, Reply, ReplyHead};
 
 /// Stream error code: the sender gave it up.
 pub(super) const ABANDONED: VarInt = VarInt::from_u32(0);
@@ -65,17 +65,13 @@ impl Shared {
         self.events.push(peer, Event::Link(incoming));
     }
 
-    /// A frame of a batch: a push is hashed later, with others.
-    pub(super) fn emit_frame(&mut self, peer: PeerIndex, frame: Frame) {
-        let Frame::Update(Update { topic, slot, version, change: Change::Push { attribute, body } }) = frame
-        else {
-            return self.emit(peer, Incoming::Frame(frame));
+    /// A frame of a batch: a body that it pushes is hashed later, with others.
+    pub(super) fn emit_frame(&mut self, peer: PeerIndex, mut frame: Frame) {
+        let Some((topic, _)) = frame.pushed() else {
+            return self.emit(peer, Incoming::Frame(frame.verified(HashKind::default())));
         };
         match self.hash_of(topic) {
-            Some(kind) => {
-                let push = SmallPush { topic, slot, version, attribute, body, kind };
-                self.events.push_small(peer, push);
-            }
+            Some(kind) => self.events.push_body(peer, frame, kind),
             None => self.counters.traffic.unknown_topics += 1,
         }
     }

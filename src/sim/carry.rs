@@ -169,6 +169,7 @@ impl World {
         let whole = reader.read(bytes.get(1..).unwrap_or_default(), &mut frames).and_then(|()| reader.end());
         whole.map_err(|error| format!("S14: member {from} sent what does not decode: {error}"))?;
         for frame in frames {
+            let frame = frame.verified(HashKind::Blake3);
             match &mut self.actors[to] {
                 Actor::Hostile(hostile) => hostile.hear(frame),
                 Actor::Honest(_) => self.bring(to, from, Incoming::Frame(frame)),
@@ -300,12 +301,9 @@ impl World {
                 self.named(peer, node, *topic, *id);
             }
             Incoming::Pushed { body, .. }
-            | Incoming::PushedSmall { body, .. }
+            | Incoming::Frame(Frame::Update(Update { change: Change::Push { body, .. }, .. }))
             | Incoming::Reply { reply: Reply::Found(body), .. } => {
                 self.bodies.entry(body.id()).or_insert_with(|| body.bytes().clone());
-            }
-            Incoming::Frame(Frame::Update(Update { change: Change::Push { body, .. }, .. })) => {
-                self.bodies.entry(HashKind::Blake3.id(body)).or_insert_with(|| body.clone());
             }
             _ => (),
         }

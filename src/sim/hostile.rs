@@ -7,7 +7,9 @@ use bytes::Bytes;
 
 use super::member::topic_id;
 use super::options::Options;
-use crate::types::{ArtifactId, Attribute, Class, RegistryVersion, Rng, Slot, StreamKey, TopicId, Version};
+use crate::types::{
+    ArtifactId, Attribute, Class, RegistryVersion, Rng, Slot, StreamKey, TopicId, Verified, Version,
+};
 use crate::wire::{
     BatchBuilder, Change, FetchRequest, Frame, Held, Hello, Open, Outgoing, PushHead, Refusal, Refused,
     Reply, Resync, Update,
@@ -100,7 +102,7 @@ impl Hostile {
     }
 
     /// Learns from what it is told.
-    pub(super) fn hear(&mut self, frame: Frame) {
+    pub(super) fn hear(&mut self, frame: Frame<Verified>) {
         if let Frame::Update(Update { topic, slot, version, .. }) = &frame {
             self.places.push((*topic, *slot, *version));
         }
@@ -109,8 +111,7 @@ impl Hostile {
                 self.heard.entry((topic, id)).or_default();
             }
             Frame::Update(Update { topic, change: Change::Push { body, .. }, .. }) => {
-                let id = crate::types::HashKind::Blake3.id(&body);
-                self.heard.insert((topic, id), Some(body));
+                self.heard.insert((topic, body.id()), Some(body.into_bytes()));
             }
             Frame::Hello(hello) => self.boots.push(hello.boot),
             Frame::Held(held) if self.manner.is_some() => self.held.push(held),

@@ -320,8 +320,8 @@ impl World {
                     wire.say(node, peer, Outgoing::Reply { class: Class::High, key, reply });
                 }
             }
-            Event::Link(incoming) => incoming.as_frame().into_iter().for_each(|frame| hostile.hear(frame)),
-            Event::Disconnected { .. } => (),
+            Event::Link(Incoming::Frame(frame)) => hostile.hear(frame),
+            Event::Disconnected { .. } | Event::Link(_) => (),
         }
     }
 

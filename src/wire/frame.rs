@@ -6,7 +6,7 @@ use bytes::{Buf, Bytes, BytesMut};
 
 use super::cursor::Cursor;
 use super::held::Held;
-use crate::types::{ArtifactId, Attribute, RegistryVersion, Slot, TopicId, Version};
+use crate::types::{ArtifactId, Attribute, HashKind, RegistryVersion, Slot, TopicId, Verified, Version};
 
 /// First byte of a unidirectional stream of frames.
 pub const STREAM_BATCH: u8 = 1;
@@ -119,9 +119,9 @@ impl Resync {
     }
 }
 
-/// What became of one slot.
+/// What became of one slot. A pushed body is bytes on the wire; who receives it hashes it ([`Frame::verified`]).
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Update {
+pub struct Update<B = Bytes> {
     /// The topic.
     pub topic: TopicId,
     /// The slot.
@@ -129,18 +129,18 @@ pub struct Update {
     /// The sender's table version at this change.
     pub version: Version,
     /// The change.
-    pub change: Change,
+    pub change: Change<B>,
 }
 
 /// What a slot holds now.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Change {
+pub enum Change<B = Bytes> {
     /// An artifact, with its body.
     Push {
         /// What the filter may look at.
         attribute: Attribute,
         /// The body; its hash is the id.
-        body: Bytes,
+        body: B,
     },
     /// An artifact, by name.
     Advert {
@@ -181,7 +181,7 @@ pub enum Refusal {
 
 /// A frame of a batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Frame {
+pub enum Frame<B = Bytes> {
     /// See [`Hello`].
     Hello(Hello),
     /// See [`Open`].
@@ -189,11 +189,42 @@ pub enum Frame {
     /// See [`Resync`].
     Resync(Resync),
     /// See [`Update`].
-    Update(Update),
+    Update(Update<B>),
     /// See [`Refused`].
     Refused(Refused),
     /// See [`Held`].
     Held(Held),
+}
+
+impl<B> Frame<B> {
+    /// The same with another form of the body that is pushed, if one is.
+    pub fn map_body<C>(self, map: impl FnOnce(B) -> C) -> Frame<C> {
+        match self {
+            Frame::Hello(hello) => Frame::Hello(hello),
+            Frame::Open(open) => Frame::Open(open),
+            Frame::Resync(resync) => Frame::Resync(resync),
+            Frame::Refused(refused) => Frame::Refused(refused),
+            Frame::Held(held) => Frame::Held(held),
+            Frame::Update(Update { topic, slot, version, change }) => {
+                let change = match change {
+                    Change::Push { attribute, body } => Change::Push { attribute, body: map(body) },
+                    Change::Advert { id, size, relayed, attribute } => {
+                        Change::Advert { id, size, relayed, attribute }
+                    }
+                    Change::Clear => Change::Clear,
+                };
+                Frame::Update(Update { topic, slot, version, change })
+            }
+        }
+    }
+
+    /// The topic and the body that is pushed, if one is.
+    pub fn pushed(&mut self) -> Option<(TopicId, &mut B)> {
+        match self {
+            Frame::Update(Update { topic, change: Change::Push { body, .. }, .. }) => Some((*topic, body)),
+            _ => None,
+        }
+    }
 }
 
 /// Appends one frame: its header, then what `payload` appends.
@@ -228,6 +259,11 @@ fn get_place(cursor: &mut Cursor<'_>) -> Result<(TopicId, Slot, Version), WireEr
 const PLACE: usize = 2 + 4 + 8;
 
 impl Frame {
+    /// The same with its pushed body hashed, if it has one.
+    pub fn verified(self, kind: HashKind) -> Frame<Verified> {
+        self.map_body(|body| Verified::hash(kind, body))
+    }
+
     /// Bytes that [`Frame::encode`] appends.
     pub fn encoded_len(&self) -> usize {
         let payload = match self {

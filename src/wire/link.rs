@@ -5,7 +5,7 @@
 
 use bytes::{Bytes, BytesMut};
 
-use super::{Change, FetchRequest, Frame, MAX_BATCH, PushHead, STREAM_BATCH, Update, WireError};
+use super::{FetchRequest, Frame, MAX_BATCH, PushHead, STREAM_BATCH, Update, WireError};
 use crate::types::{Attribute, Class, Slot, StreamKey, TopicId, Verified, Version};
 
 /// Something for the transport to send to one peer. Made when the link has room, from the tables as they are then.
@@ -79,21 +79,8 @@ pub enum Reply<B> {
 /// What a link brings from one peer.
 #[derive(Debug)]
 pub enum Incoming {
-    /// A frame of a batch.
-    Frame(Frame),
-    /// A push of a batch, hashed by a transport that hashes many at a time.
-    PushedSmall {
-        /// The topic.
-        topic: TopicId,
-        /// The slot.
-        slot: Slot,
-        /// The sender's table version at this change.
-        version: Version,
-        /// What the filter may look at.
-        attribute: Attribute,
-        /// The body; its hash is the id.
-        body: Verified,
-    },
+    /// A frame of a batch, its pushed body hashed.
+    Frame(Frame<Verified>),
     /// A large pushed body begins. The engine may refuse it by resetting `key`.
     PushStarted {
         /// Chosen by the transport.
@@ -146,20 +133,6 @@ pub enum Incoming {
     },
     /// The peer broke the protocol. The transport closes the connection.
     Fault(WireError),
-}
-
-impl Incoming {
-    /// The frame of a batch that this is, if it is one.
-    pub fn as_frame(&self) -> Option<Frame> {
-        match self {
-            Incoming::Frame(frame) => Some(frame.clone()),
-            Incoming::PushedSmall { topic, slot, version, attribute, body } => {
-                let change = Change::Push { attribute: attribute.clone(), body: body.bytes().clone() };
-                Some(Frame::Update(Update { topic: *topic, slot: *slot, version: *version, change }))
-            }
-            _ => None,
-        }
-    }
 }
 
 /// Packs frames into the bytes of one batch stream.

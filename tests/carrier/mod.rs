@@ -228,7 +228,9 @@ impl Subnet {
                 let (mut reader, mut frames) = (BatchReader::default(), Vec::new());
                 reader.read(&bytes[1..], &mut frames).expect("frames decode");
                 reader.end().expect("a batch ends with a frame");
-                frames.into_iter().for_each(|frame| self.bring(from, to, Incoming::Frame(frame)));
+                for frame in frames {
+                    self.bring(from, to, Incoming::Frame(frame.verified(HashKind::Blake3)));
+                }
             }
             Outgoing::Push { key, head, body, .. } => {
                 let (head, _) = PushHead::decode(&head[1..]).expect("a head decodes").expect("it is whole");

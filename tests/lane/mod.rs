@@ -6,8 +6,8 @@ use std::time::Duration;
 use corecast::config::{Granted, Limits, Settings, TopicConfig};
 use corecast::engine::{Effects, Engine, EngineConfig};
 use corecast::types::{
-    ArtifactId, Attribute, Class, ConnectionNumber, Instant, NodeId, PeerIndex, RegistryVersion, Slot,
-    StreamKey, TopicId, Version,
+    ArtifactId, Attribute, Class, ConnectionNumber, HashKind, Instant, NodeId, PeerIndex, RegistryVersion,
+    Slot, StreamKey, TopicId, Version,
 };
 use corecast::wire::{Change, Frame, Hello, Incoming, Open, Outgoing, PushHead, Update};
 
@@ -51,7 +51,8 @@ impl Lane {
     }
 
     pub fn hear(&mut self, peer: PeerIndex, frame: Frame) {
-        self.engine.handle_link(peer, Incoming::Frame(frame), self.now, &mut Effects::new());
+        let frame = Incoming::Frame(frame.verified(HashKind::Blake3));
+        self.engine.handle_link(peer, frame, self.now, &mut Effects::new());
     }
 
     /// A member says something of a slot.

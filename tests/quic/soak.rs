@@ -45,7 +45,7 @@ fn settle(net: &mut Net, node: usize, ledger: &mut Ledger, rng: &mut Rng) {
         match event {
             Event::Connected { .. } => (),
             Event::Disconnected { .. } => panic!("{event:?}"),
-            Event::Link(Incoming::Frame(_) | Incoming::PushedSmall { .. }) => ledger.frames += 1,
+            Event::Link(Incoming::Frame(_)) => ledger.frames += 1,
             Event::Link(Incoming::Sent { key, .. }) => ledger.end(other, *key, "sent"),
             Event::Link(Incoming::Reply { key, .. }) => ledger.end(other, *key, "fetch"),
             Event::Link(Incoming::PushStarted { key, .. }) => {
