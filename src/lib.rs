@@ -86,8 +86,8 @@ pub mod sim;
 pub use config::{Advert, Limits, Settings, TopicConfig, Verdict};
 pub use engine::{Artifact, Event};
 pub use node::{
-    BroadcastError, CommandError, Config, Deliveries, Disposition, ExecutorConfig, Executors, KeyFile, Node,
-    RecvError, RegistryFile, RegistrySource, StartError, Stats, Topic, TopicError,
+    BroadcastError, CommandError, Config, Consumer, Deliveries, Disposition, ExecutorConfig, Executors,
+    KeyFile, Node, RecvError, RegistryFile, RegistrySource, StartError, Stats, Topic, TopicError,
 };
 pub use quic::Identity;
 pub use types::{

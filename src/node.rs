@@ -13,14 +13,16 @@ mod keyfile;
 mod lane;
 mod registry;
 mod stats;
+mod topic;
 
 pub mod io;
 pub mod preflight;
 pub mod textfile;
 
-pub use delivery::{Deliveries, Disposition, RecvError};
+pub use delivery::{Consumer, Deliveries, Disposition, RecvError};
 pub use executor::{ExecutorConfig, Executors};
-pub use handle::{BroadcastError, CommandError, Config, Node, StartError, Topic, TopicError};
+pub use handle::{Config, Node, StartError, TopicError};
 pub use keyfile::{KeyFile, KeyFileError};
 pub use registry::{Record, RegistryError, RegistryFile, RegistrySource, parse_address};
 pub use stats::Stats;
+pub use topic::{BroadcastError, CommandError, Topic};

@@ -214,7 +214,7 @@ fn an_inline_consumer_decides_on_the_lanes_own_thread() {
     let (seen, events) = mpsc::channel();
     let seen = Mutex::new(seen);
     let inline = node
-        .topic_inline(topic(), move |event| {
+        .topic_inline(topic(), move |event: Event| {
             let thread = std::thread::current().name().unwrap_or_default().to_owned();
             let disposition = match &event {
                 Event::Delivered { artifact, .. } if artifact.bytes == "relay" => Disposition::Validate,

@@ -33,11 +33,29 @@ pub(super) enum Outlet {
     /// To a consumer elsewhere.
     Queue(Queue),
     /// To one that the lane calls.
-    Inline(Consumer),
+    Inline(Arc<dyn Consumer>),
 }
 
-/// What a lane calls with each event; see [`Node::topic_inline`](super::Node::topic_inline).
-pub(super) type Consumer = Arc<dyn Fn(Event) -> Disposition + Send + Sync>;
+/// Who takes a topic's events on the lanes' own threads ([`Node::topic_inline`](super::Node::topic_inline)). Any
+/// `Fn(Event) -> Disposition` is one.
+///
+/// Neither call may block, and both should take microseconds, for nothing else of the executor goes on meanwhile. They may call
+/// any handle. With several lanes they are called from several threads at a time. A panic is caught; one in
+/// [`handle_event`](Consumer::handle_event) releases the artifact.
+pub trait Consumer: Send + Sync {
+    /// Takes an event.
+    fn handle_event(&self, event: Event) -> Disposition;
+
+    /// A lane has no further event now, after one or more: the moment to pass on together what they came to, and to wake
+    /// another thread once for all of them.
+    fn handle_pause(&self) {}
+}
+
+impl<F: Fn(Event) -> Disposition + Send + Sync> Consumer for F {
+    fn handle_event(&self, event: Event) -> Disposition {
+        self(event)
+    }
+}
 
 /// What a consumer that runs on the lane's own thread makes of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,28 +113,32 @@ impl Outlet {
             Outlet::Queue(queue) => queue.offer(event),
             Outlet::Inline(consumer) => {
                 let Event::Delivered { artifact, .. } = &event else {
-                    ask(consumer, event);
+                    ask(&**consumer, event);
                     return Offered::Taken;
                 };
-                Offered::Seen(artifact.id, ask(consumer, event))
+                Offered::Seen(artifact.id, ask(&**consumer, event))
             }
         }
     }
 
-    /// Wakes the task that awaits events. To be called once after a run of offers.
+    /// Tells the consumer that events were offered. To be called once after a run of them.
     pub(super) fn announce(&self) {
-        if let Outlet::Queue(queue) = self {
-            queue.shared.waker.wake();
+        match self {
+            Outlet::Queue(queue) => queue.shared.waker.wake(),
+            Outlet::Inline(consumer) => caught(|| consumer.handle_pause()).unwrap_or_default(),
         }
     }
 }
 
-/// A consumer that panics has not taken the event; the lane goes on.
-fn ask(consumer: &Consumer, event: Event) -> Disposition {
-    catch_unwind(AssertUnwindSafe(|| consumer(event))).unwrap_or_else(|_| {
-        tracing::error!("a topic's inline consumer panicked; the artifact is released");
-        Disposition::Release
-    })
+/// A consumer that panics has not taken the event.
+fn ask(consumer: &dyn Consumer, event: Event) -> Disposition {
+    caught(|| consumer.handle_event(event)).unwrap_or(Disposition::Release)
+}
+
+/// Whatever a consumer does, the lane goes on.
+fn caught<T>(call: impl FnOnce() -> T) -> Option<T> {
+    let outcome = catch_unwind(AssertUnwindSafe(call));
+    outcome.inspect_err(|_| tracing::error!("a topic's inline consumer panicked")).ok()
 }
 
 impl Queue {

@@ -1,24 +1,23 @@
-//! The library's door: start a node, open topics, broadcast, abort, receive.
+//! The library's door: start a node, open topics, stop.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use crossbeam_channel::bounded;
 use ring::rand::{SecureRandom, SystemRandom};
 
 use crate::config::{ConfigError, Granted, Limits, Settings, TopicConfig, TopicConfigError};
-use crate::engine::{Command, Engine, EngineConfig, Event};
+use crate::engine::{Command, Engine, EngineConfig};
 use crate::quic::{Identity, Quic, QuicConfig, QuicError};
 use crate::sync::{Producer, PushError, queue};
-use crate::types::{ArtifactId, Attribute, HashKind, Membership, NodeId, PerClass, Rng, TopicId, Verified};
+use crate::types::{ArtifactId, Class, HashKind, Membership, NodeId, PerClass, Rng, TopicId};
 use crate::wire::Hello;
 
-use super::delivery::{self, Deliveries, Disposition, Outlet};
+use super::delivery::{self, Consumer, Deliveries, Outlet};
 use super::driver::Control;
 use super::executor::{ExecutorConfig, Executors};
 use super::io::{BindError, SocketBuffers, bind};
@@ -26,6 +25,7 @@ use super::lane::{Lane, LaneCommand, LaneParts, NewTopic};
 use super::preflight::PreflightError;
 use super::registry::{RegistryError, RegistrySource};
 use super::stats::{LaneBoard, LaneState, Stats};
+use super::topic::{CommandError, Reservations, Topic};
 
 /// What a node is started with.
 #[non_exhaustive]
@@ -112,80 +112,6 @@ pub enum TopicError {
     Stopped,
 }
 
-/// Why an artifact was not broadcast. Nothing has changed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum BroadcastError {
-    /// The topic's table in the artifact's lane is full, in slots or in bytes: abort something first.
-    #[error("the topic's table is full")]
-    Full,
-    /// It is larger than the node's limit.
-    #[error("an artifact has {size} bytes; at most {limit} are allowed")]
-    TooLarge {
-        /// Its bytes.
-        size: usize,
-        /// The limit.
-        limit: u32,
-    },
-    /// Too many commands of this class wait for the lane: try again.
-    #[error("too many commands wait for the lane")]
-    Busy,
-    /// The node has stopped.
-    #[error("the node has stopped")]
-    Stopped,
-}
-
-/// Why a command was not taken. Nothing has changed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum CommandError {
-    /// The topic's table in the artifact's lane is full (only [`Topic::validate`]).
-    #[error("the topic's table is full")]
-    Full,
-    /// Too many commands of this class wait for the lane: try again.
-    #[error("too many commands wait for the lane")]
-    Busy,
-    /// The node has stopped.
-    #[error("the node has stopped")]
-    Stopped,
-}
-
-/// Slots and bytes of one topic that handles have taken and lanes have not freed, per lane: how `broadcast` knows at once
-/// that a table is full.
-#[derive(Debug)]
-pub(super) struct Reservations {
-    lanes: Vec<(AtomicU32, AtomicU64)>,
-    slots: u32,
-    bytes: u64,
-}
-
-impl Reservations {
-    fn new(config: &TopicConfig, lanes: u16) -> Reservations {
-        let lanes = (0..lanes).map(|_| Default::default()).collect();
-        Reservations { lanes, slots: config.slots, bytes: config.active_bytes }
-    }
-
-    pub(super) fn take(&self, lane: u16, bytes: u64) -> Result<(), BroadcastError> {
-        let (slots, used) = self.lanes.get(usize::from(lane)).ok_or(BroadcastError::Stopped)?;
-        let take = |now: u32| (now < self.slots).then_some(now + 1);
-        slots.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).map_err(|_| BroadcastError::Full)?;
-        let take = |now: u64| now.checked_add(bytes).filter(|sum| *sum <= self.bytes);
-        if used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_err() {
-            slots.fetch_sub(1, Ordering::Relaxed);
-            return Err(BroadcastError::Full);
-        }
-        Ok(())
-    }
-
-    /// Gives one slot and `bytes` back.
-    pub(super) fn free(&self, lane: u16, bytes: u64) {
-        if let Some((slots, used)) = self.lanes.get(usize::from(lane)) {
-            slots.fetch_sub(1, Ordering::Relaxed);
-            used.fetch_sub(bytes, Ordering::Relaxed);
-        }
-    }
-}
-
 struct LaneHandle {
     commands: Producer<LaneCommand>,
     board: Arc<LaneBoard>,
@@ -195,7 +121,8 @@ struct LaneHandle {
 
 type Hashes = Arc<RwLock<BTreeMap<TopicId, HashKind>>>;
 
-struct Inner {
+/// What a node's handles share.
+pub(super) struct Inner {
     executors: Executors,
     id: NodeId,
     membership: Arc<Membership>,
@@ -308,16 +235,14 @@ impl Node {
     }
 
     /// The same for a consumer that every lane calls on its own thread with each event, as it comes: no queue, no wake-up of
-    /// another thread, and [`TopicConfig::queue`] bounds nothing. It must not block and should take microseconds, for nothing
-    /// else of the executor goes on meanwhile; it may call any handle. With several lanes it is called from several threads
-    /// at a time. A panic in it is caught, and releases the artifact.
+    /// another thread, and [`TopicConfig::queue`] bounds nothing.
     ///
     /// # Errors
     /// See [`TopicError`].
     pub fn topic_inline(
         &self,
         config: TopicConfig,
-        consumer: impl Fn(Event) -> Disposition + Send + Sync + 'static,
+        consumer: impl Consumer + 'static,
     ) -> Result<Topic, TopicError> {
         self.open(config, Outlet::Inline(Arc::new(consumer)))
     }
@@ -342,7 +267,7 @@ impl Node {
                 opened: opened.clone(),
             }));
             loop {
-                match lane.commands.push(crate::types::Class::Critical, command) {
+                match lane.commands.push(Class::Critical, command) {
                     Ok(()) => break,
                     Err(PushError::Closed(_)) => return Err(TopicError::Stopped),
                     Err(PushError::Full(back)) => {
@@ -357,8 +282,7 @@ impl Node {
             opening.recv().map_err(|_| TopicError::Stopped)?;
         }
         inner.limits.lock().unwrap_or_else(PoisonError::into_inner).add_topic(&config);
-        let topic = OpenTopic { config, artifact_bytes, reservations, node: inner.clone() };
-        Ok(Topic { inner: Arc::new(topic) })
+        Ok(Topic::new(config, artifact_bytes, reservations, inner.clone()))
     }
 
     /// What the node has counted.
@@ -385,11 +309,19 @@ impl Inner {
         self.lanes.iter().for_each(|lane| lane.commands.wake_word().wake());
     }
 
-    /// Puts a command into the artifact's lane.
-    fn push(&self, id: &ArtifactId, config: &TopicConfig, command: Command) -> Result<(), CommandError> {
-        let lane =
-            self.lanes.get(usize::from(id.lane(self.membership.lanes()))).ok_or(CommandError::Stopped)?;
-        lane.commands.push(config.class, LaneCommand::Engine(command)).map_err(|error| match error {
+    pub(super) fn lanes(&self) -> u16 {
+        self.membership.lanes()
+    }
+
+    /// Which lane has an artifact.
+    pub(super) fn lane_of(&self, id: &ArtifactId) -> u16 {
+        id.lane(self.lanes())
+    }
+
+    /// Puts a command into a lane's queue.
+    pub(super) fn tell(&self, lane: u16, class: Class, command: Command) -> Result<(), CommandError> {
+        let lane = self.lanes.get(usize::from(lane)).ok_or(CommandError::Stopped)?;
+        lane.commands.push(class, LaneCommand::Engine(command)).map_err(|error| match error {
             PushError::Full(_) => CommandError::Busy,
             PushError::Closed(_) => CommandError::Stopped,
         })
@@ -487,128 +419,5 @@ impl Plan<'_> {
                 self.executors.epoch(),
             )
         }
-    }
-}
-
-struct OpenTopic {
-    config: TopicConfig,
-    artifact_bytes: u32,
-    reservations: Arc<Reservations>,
-    node: Arc<Inner>,
-}
-
-/// A handle to one topic, to be cloned and shared among threads at will. No call waits.
-#[derive(Clone)]
-pub struct Topic {
-    inner: Arc<OpenTopic>,
-}
-
-impl Topic {
-    /// Makes an artifact active: from now on every member is told of it until it is aborted. Hashes the bytes on the calling
-    /// thread.
-    ///
-    /// # Errors
-    /// See [`BroadcastError`]. An artifact that is active already is left as it is.
-    pub fn broadcast(&self, bytes: impl Into<Bytes>) -> Result<ArtifactId, BroadcastError> {
-        self.broadcast_with(bytes, Attribute::EMPTY)
-    }
-
-    /// [`Topic::broadcast`] with an attribute for the receivers' filters.
-    ///
-    /// # Errors
-    /// See [`BroadcastError`].
-    pub fn broadcast_with(
-        &self,
-        bytes: impl Into<Bytes>,
-        attribute: Attribute,
-    ) -> Result<ArtifactId, BroadcastError> {
-        let OpenTopic { config, artifact_bytes, reservations, node } = &*self.inner;
-        let bytes = bytes.into();
-        let size = bytes.len();
-        if size > *artifact_bytes as usize {
-            return Err(BroadcastError::TooLarge { size, limit: *artifact_bytes });
-        }
-        let body = Verified::hash(config.hash, bytes);
-        let id = body.id();
-        let lane = id.lane(node.membership.lanes());
-        reservations.take(lane, size as u64)?;
-        node.push(&id, config, Command::Broadcast { topic: config.id, body, attribute }).map_err(
-            |error| {
-                reservations.free(lane, size as u64);
-                match error {
-                    CommandError::Full => BroadcastError::Full,
-                    CommandError::Busy => BroadcastError::Busy,
-                    CommandError::Stopped => BroadcastError::Stopped,
-                }
-            },
-        )?;
-        Ok(id)
-    }
-
-    /// Ends an active artifact: what was not sent is not sent, what was begun is reset, peers let it go. Unknown ids are
-    /// ignored.
-    ///
-    /// # Errors
-    /// See [`CommandError`].
-    pub fn abort(&self, id: &ArtifactId) -> Result<(), CommandError> {
-        self.push(id, Command::Abort { topic: self.id(), id: *id })
-    }
-
-    /// Relays a delivered artifact: it joins this node's active set, so that it reaches everyone even if its maker is gone.
-    /// To be aborted like one's own, for a relay advertises: as long as any member relays an artifact, it is withdrawn
-    /// nowhere, even if its maker has aborted it. Replicas abort what they relay by a rule of their own (a height, an age).
-    ///
-    /// # Errors
-    /// See [`CommandError`].
-    pub fn validate(&self, id: &ArtifactId) -> Result<(), CommandError> {
-        let OpenTopic { reservations, node, .. } = &*self.inner;
-        let lane = id.lane(node.membership.lanes());
-        reservations.take(lane, 0).map_err(|_| CommandError::Full)?;
-        self.push(id, Command::Validate { topic: self.id(), id: *id })
-            .inspect_err(|_| reservations.free(lane, 0))
-    }
-
-    /// Lets a delivered artifact go that will not be relayed: its memory no longer counts against `pending_bytes`.
-    ///
-    /// # Errors
-    /// See [`CommandError`].
-    pub fn release(&self, id: &ArtifactId) -> Result<(), CommandError> {
-        self.push(id, Command::Release { topic: self.id(), id: *id })
-    }
-
-    /// The filter decides differently now: asks it again about everything that it wanted later.
-    ///
-    /// # Errors
-    /// See [`CommandError`]; some lanes may have been asked.
-    pub fn filter_changed(&self) -> Result<(), CommandError> {
-        let OpenTopic { config, node, .. } = &*self.inner;
-        for lane in &node.lanes {
-            let command = LaneCommand::Engine(Command::FilterChanged { topic: config.id });
-            lane.commands.push(config.class, command).map_err(|error| match error {
-                PushError::Full(_) => CommandError::Busy,
-                PushError::Closed(_) => CommandError::Stopped,
-            })?;
-        }
-        Ok(())
-    }
-
-    /// The topic's id.
-    pub fn id(&self) -> TopicId {
-        self.inner.config.id
-    }
-
-    /// Bytes of the largest artifact that [`Topic::broadcast`] takes.
-    pub fn artifact_bytes(&self) -> u32 {
-        self.inner.artifact_bytes
-    }
-
-    fn push(&self, id: &ArtifactId, command: Command) -> Result<(), CommandError> {
-        self.inner.node.push(id, &self.inner.config, command)
-    }
-}
-
-impl fmt::Debug for Topic {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.inner.config.fmt(f)
     }
 }

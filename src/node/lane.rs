@@ -14,9 +14,9 @@ use crate::types::{ArtifactId, Instant, PeerIndex, Received, TopicId};
 use crate::wire::CloseCode;
 
 use super::delivery::{Disposition, Offered, Outlet};
-use super::handle::Reservations;
 use super::io::{Io, Port};
 use super::stats::{LaneBoard, LaneFigures, LaneState};
+use super::topic::Reservations;
 
 /// What the replica's threads send a lane.
 #[derive(Debug)]

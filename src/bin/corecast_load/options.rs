@@ -74,7 +74,7 @@ pub(crate) struct Run {
     /// Microseconds that an executor looks for work before it parks, for spin-then-park [default: 50]
     #[arg(long, value_name = "MICROSECONDS", value_parser = value_parser!(u64).range(0..=1_000_000))]
     pub(crate) spin: Option<u64>,
-    /// Take deliveries from the nodes' queues on another thread, as bulk, small and relaying always do, not on the lanes' own
+    /// Take deliveries from the nodes' queues on another thread, as relaying always does, not on the lanes' own
     #[arg(long)]
     pub(crate) queued: bool,
     /// Print one JSON object instead of a table

@@ -16,15 +16,13 @@ use super::port::{Arrival, Refusal, Subnet};
 use super::stop::Stop;
 
 pub(crate) use measured::{Flaws, Measured, Outcome, faulty};
+use stream::{BATCH_BYTES, Draft, Slot, Stamp, StreamState};
 pub(crate) use stream::{Hold, Pace, STAMP, Stream};
-use stream::{Slot, Stamp, StreamState};
 
 /// Nodes of one process: one bit each in an artifact's set of receivers.
 pub(crate) const MAX_NODES: u16 = 128;
 /// Deliveries taken from one node, or artifacts made of one stream, before the next has its turn.
 const BATCH: usize = 256;
-/// Bytes made of one stream before the next has its turn: they are hashed on this thread, a tenth of a millisecond and more.
-const BATCH_BYTES: usize = 1 << 20;
 /// After the last delivery, how long one too many is waited for.
 const LINGER: Duration = Duration::from_millis(100);
 
@@ -146,14 +144,19 @@ impl Flow {
     fn make(&mut self, subnet: &Subnet, now: Instant) -> Result<bool, Fault> {
         let mut made = false;
         for index in 0..self.streams.len() {
+            // At an open pace each is taken or refused before the next one's time is looked at.
+            let (calls, each) = if self.streams[index].is_open() { (BATCH, 1) } else { (1, BATCH) };
             let mut bytes = 0;
-            for _ in 0..BATCH {
-                let Some((slot, start)) = self.streams[index].next_slot(now) else { break };
-                bytes += self.streams[index].next_size();
-                let taken = self.make_one(subnet, index, slot, start)?;
-                self.streams[index].blocked = !taken;
-                made |= taken;
-                if !taken || bytes >= BATCH_BYTES {
+            for _ in 0..calls {
+                let drafts = self.streams[index].drafts(&self.template, index, each, now);
+                if drafts.is_empty() {
+                    break;
+                }
+                bytes += drafts.iter().map(|draft| draft.body.len()).sum::<usize>();
+                let (all, taken) = (drafts.len(), self.start(subnet, index, drafts)?);
+                made |= taken > 0;
+                self.streams[index].blocked = taken < all;
+                if taken < all || bytes >= BATCH_BYTES {
                     break;
                 }
             }
@@ -161,34 +164,41 @@ impl Flow {
         Ok(made)
     }
 
-    /// `false` when the node has no room now.
-    fn make_one(&mut self, subnet: &Subnet, index: usize, slot: u32, start: Instant) -> Result<bool, Fault> {
-        let receivers = self.everyone() & !(1 << self.streams[index].stream.maker);
-        let state = &mut self.streams[index];
-        let number = state.number;
-        let body = state.body(&self.template, &Stamp { stream: index as u32, slot, number });
-        let port = &subnet.ports[state.stream.maker][state.stream.topic];
-        let id = match port.broadcast(body.clone()) {
-            Ok(id) => id,
-            Err(Refusal::Wait) => {
-                state.put_back(body);
-                return Ok(false);
+    /// Broadcasts together. How many the node took; for others it has no room now.
+    fn start(&mut self, subnet: &Subnet, index: usize, drafts: Vec<Draft>) -> Result<usize, Fault> {
+        let missing = self.everyone() & !(1 << self.streams[index].stream.maker);
+        let Stream { maker, topic, kind, .. } = self.streams[index].stream;
+        let bodies = drafts.iter().map(|draft| draft.body.clone()).collect();
+        let mut count = 0;
+        for (draft, taken) in drafts.into_iter().zip(subnet.ports[maker][topic].broadcast_all(bodies)) {
+            let id = match taken {
+                Ok(id) => id,
+                Err(Refusal::Wait) => {
+                    self.streams[index].put_back(draft);
+                    continue;
+                }
+                Err(Refusal::TooLarge) => {
+                    let size = draft.body.len();
+                    let problem = format!("an artifact of {size} bytes is more than a node takes");
+                    return Err(Fault::new(Exit::Usage, problem));
+                }
+                Err(Refusal::Stopped) => {
+                    return Err(Fault::new(Exit::Software, "a node has stopped by itself"));
+                }
+            };
+            let Draft { slot, start, number, body } = draft;
+            if self.streams[index].is_open() && self.measuring {
+                self.kinds[kind].late.record(start.elapsed());
             }
-            Err(Refusal::TooLarge) => {
-                let problem = format!("an artifact of {} bytes is more than a node takes", body.len());
-                return Err(Fault::new(Exit::Usage, problem));
+            let made = Slot { number, id, body, start, missing, given_up: false };
+            self.streams[index].take_slot(slot, made);
+            self.on_the_way += 1;
+            count += 1;
+            if missing == 0 {
+                self.complete(subnet, index, slot);
             }
-            Err(Refusal::Stopped) => return Err(Fault::new(Exit::Software, "a node has stopped by itself")),
-        };
-        if state.is_open() && self.measuring {
-            self.kinds[state.stream.kind].late.record(start.elapsed());
         }
-        state.take_slot(slot, Slot { number, id, body, start, missing: receivers, given_up: false });
-        self.on_the_way += 1;
-        if receivers == 0 {
-            self.complete(subnet, index, slot);
-        }
-        Ok(true)
+        Ok(count)
     }
 
     fn everyone(&self) -> u128 {
@@ -226,13 +236,15 @@ impl Flow {
 
     fn take(&mut self, subnet: &Subnet, node: usize, topic: usize, arrival: Arrival) {
         // Withdrawn: the maker aborted, as it does when all have it; one that had not, or that refused, will be missed.
-        let (id, bytes, at, held) = match arrival {
-            Arrival::Delivered { id, bytes } => (id, bytes, Instant::now(), true),
-            Arrival::Consumed { id, bytes, at } => (id, bytes, at, false),
+        let (id, head, bytes, at, held) = match arrival {
+            Arrival::Delivered { id, bytes } => {
+                (id, bytes.first_chunk().copied(), bytes.len(), Instant::now(), true)
+            }
+            Arrival::Consumed { id, head, bytes, at } => (id, head, bytes, at, false),
             Arrival::Withdrawn { .. } | Arrival::Refused { .. } => return,
         };
         let port = &subnet.ports[node][topic];
-        let stamp = Stamp::read(&bytes);
+        let stamp = head.as_ref().map(Stamp::read);
         let stream = stamp.as_ref().and_then(|stamp| self.streams.get_mut(stamp.stream as usize));
         let (Some(stamp), Some(state)) = (stamp, stream) else {
             port.release(&id);
@@ -253,7 +265,7 @@ impl Flow {
         if slot.number != stamp.number || slot.missing & bit == 0 {
             return self.flaws.twice += 1;
         }
-        if slot.id != id || slot.body.len() != bytes.len() || state.stream.topic != topic {
+        if slot.id != id || slot.body.len() != bytes || state.stream.topic != topic {
             return self.flaws.foreign += 1;
         }
         slot.missing &= !bit;
@@ -265,7 +277,7 @@ impl Flow {
         let (counts, kind) = (self.counts(start, open), self.streams[stamp.stream as usize].stream.kind);
         let kind = &mut self.kinds[kind];
         if self.measuring {
-            kind.count_delivery(bytes.len(), took);
+            kind.count_delivery(bytes, took);
         }
         if counts && left == faulty(self.nodes) {
             kind.quorum.record(took);

@@ -1,17 +1,22 @@
-//! Consumers that run on the lanes' own threads: a delivery is stamped and let go of there, and noted for whoever counts it.
+//! Consumers that run on the lanes' own threads: a delivery is let go of there, and noted for whoever counts it.
 
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use atomic_waker::AtomicWaker;
-use corecast::{Disposition, Event, Node, Topic, TopicConfig, TopicError};
-use crossbeam_channel::{Receiver, unbounded};
+use corecast::{Consumer, Disposition, Event, Node, Topic, TopicConfig, TopicError};
+use crossbeam_channel::{Receiver, Sender, unbounded};
 
-use super::port::{Arrival, Feed};
+use super::port::{Arrival, Feed, HEAD};
 
-/// The notes of one topic at one node. Their number is bounded by what is on its way: they are of use only to workloads that
-/// take them as they come.
+/// Notes what comes to one topic at one node. What waits to be counted is bounded by what is on its way.
+struct Notary {
+    notes: Sender<Arrival>,
+    waker: Arc<AtomicWaker>,
+}
+
+/// The notes of one topic at one node.
 struct Notes {
     arrivals: Receiver<Arrival>,
     waker: Arc<AtomicWaker>,
@@ -19,23 +24,31 @@ struct Notes {
 
 /// Opens a topic with such a consumer.
 pub(crate) fn open(node: &Node, topic: TopicConfig) -> Result<(Topic, Box<dyn Feed>), TopicError> {
-    let (sender, arrivals) = unbounded();
+    let (notes, arrivals) = unbounded();
     let waker = Arc::<AtomicWaker>::default();
-    let counts = Arc::clone(&waker);
-    let topic = node.topic_inline(topic, move |event| {
+    let topic = node.topic_inline(topic, Notary { notes, waker: Arc::clone(&waker) })?;
+    Ok((topic, Box::new(Notes { arrivals, waker })))
+}
+
+impl Consumer for Notary {
+    fn handle_event(&self, event: Event) -> Disposition {
         let arrival = match event {
             Event::Delivered { artifact, .. } => {
-                Arrival::Consumed { id: artifact.id, bytes: artifact.bytes, at: Instant::now() }
+                let (id, bytes) = (artifact.id, artifact.bytes.len());
+                let head = artifact.bytes.first_chunk::<HEAD>().copied();
+                Arrival::Consumed { id, head, bytes, at: Instant::now() }
             }
             Event::Withdrawn { id } => Arrival::Withdrawn { id },
             Event::Refused { id, by, reason } => Arrival::Refused { id, by, reason },
         };
         // Whoever counts may have gone.
-        let _ = sender.send(arrival);
-        counts.wake();
+        let _ = self.notes.send(arrival);
         Disposition::Release
-    })?;
-    Ok((topic, Box::new(Notes { arrivals, waker })))
+    }
+
+    fn handle_pause(&self) {
+        self.waker.wake();
+    }
 }
 
 impl Feed for Notes {

@@ -27,6 +27,10 @@ pub(crate) enum Refusal {
 pub(crate) trait Port: Send + Sync {
     /// Makes `bytes` active.
     fn broadcast(&self, bytes: Bytes) -> Result<ArtifactId, Refusal>;
+    /// The same for many, in their order: see [`corecast::Topic::broadcast_all`].
+    fn broadcast_all(&self, bodies: Vec<Bytes>) -> Vec<Result<ArtifactId, Refusal>> {
+        bodies.into_iter().map(|bytes| self.broadcast(bytes)).collect()
+    }
     /// Ends an artifact that was broadcast or validated here.
     fn abort(&self, id: &ArtifactId);
     /// Takes a received artifact into this node's own active set.
@@ -35,13 +39,16 @@ pub(crate) trait Port: Send + Sync {
     fn release(&self, id: &ArtifactId);
 }
 
+/// Bytes that are kept of a body that was let go of.
+pub(crate) const HEAD: usize = 16;
+
 /// What a receiving end reports.
 #[derive(Debug)]
 pub(crate) enum Arrival {
     /// A verified body.
     Delivered { id: ArtifactId, bytes: Bytes },
-    /// The same, let go of already at the time when it came.
-    Consumed { id: ArtifactId, bytes: Bytes, at: Instant },
+    /// The same, let go of at the time when it came: its first bytes, if it has so many, and how many it had.
+    Consumed { id: ArtifactId, head: Option<[u8; HEAD]>, bytes: usize, at: Instant },
     /// Nobody broadcasts it any longer.
     Withdrawn { id: ArtifactId },
     /// A member does not hold it, for a limit of its own.

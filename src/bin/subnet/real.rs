@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use corecast::node::io::BindError;
-use corecast::types::ArtifactId;
+use corecast::types::{ArtifactId, Attribute};
 use corecast::{
     BroadcastError, CommandError, Config, Deliveries, Event, ExecutorConfig, Executors, Node, StartError,
     Topic, TopicConfig,
@@ -55,11 +55,13 @@ pub(crate) struct Started {
 
 impl Port for Topic {
     fn broadcast(&self, bytes: Bytes) -> Result<ArtifactId, Refusal> {
-        Topic::broadcast(self, bytes).map_err(|error| match error {
-            BroadcastError::Full | BroadcastError::Busy => Refusal::Wait,
-            BroadcastError::TooLarge { .. } => Refusal::TooLarge,
-            _ => Refusal::Stopped,
-        })
+        Topic::broadcast(self, bytes).map_err(refusal)
+    }
+
+    fn broadcast_all(&self, bodies: Vec<Bytes>) -> Vec<Result<ArtifactId, Refusal>> {
+        let artifacts = bodies.into_iter().map(|bytes| (bytes, Attribute::EMPTY));
+        let taken = Topic::broadcast_all(self, artifacts);
+        taken.into_iter().map(|taken| taken.map_err(refusal)).collect()
     }
 
     fn abort(&self, id: &ArtifactId) {
@@ -76,6 +78,14 @@ impl Port for Topic {
 
     fn release(&self, id: &ArtifactId) {
         insist(|| Topic::release(self, id)).ok();
+    }
+}
+
+fn refusal(error: BroadcastError) -> Refusal {
+    match error {
+        BroadcastError::Full | BroadcastError::Busy => Refusal::Wait,
+        BroadcastError::TooLarge { .. } => Refusal::TooLarge,
+        _ => Refusal::Stopped,
     }
 }
 

@@ -7,8 +7,12 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 use corecast::types::{ArtifactId, Rng};
 
+use crate::subnet::port::HEAD;
+
 /// Bytes at the start of each artifact that say where it stands in the tables here.
-pub(crate) const STAMP: usize = 16;
+pub(crate) const STAMP: usize = HEAD;
+/// Bytes made of one stream before the next has its turn: they are hashed on this thread, a tenth of a millisecond and more.
+pub(super) const BATCH_BYTES: usize = 1 << 20;
 /// Artifacts of one stream that may be on their way when the pace does not depend on deliveries.
 const OPEN_INFLIGHT: usize = 4096;
 
@@ -32,9 +36,9 @@ pub(crate) struct Stream {
 }
 
 impl Stream {
-    /// Whether its deliveries may be consumed where they come: nothing is decided of them, and nothing waits for them.
+    /// Whether its deliveries may be consumed where they come: nothing is decided of them.
     pub(crate) fn is_noted(&self) -> bool {
-        !self.relay && matches!(self.pace, Pace::Open { .. })
+        !self.relay
     }
 }
 
@@ -70,12 +74,19 @@ impl Stamp {
         body.iter_mut().zip(parts).for_each(|(to, from)| *to = from);
     }
 
-    pub(super) fn read(body: &[u8]) -> Option<Stamp> {
-        let (stream, rest) = body.split_first_chunk()?;
-        let (slot, rest) = rest.split_first_chunk()?;
-        let number = u64::from_le_bytes(*rest.first_chunk()?);
-        Some(Stamp { stream: u32::from_le_bytes(*stream), slot: u32::from_le_bytes(*slot), number })
+    pub(super) fn read(head: &[u8; STAMP]) -> Stamp {
+        let [stream, slot, low, high] =
+            [0, 4, 8, 12].map(|at| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]));
+        Stamp { stream, slot, number: u64::from(low) | u64::from(high) << 32 }
     }
+}
+
+/// An artifact about to be made.
+pub(super) struct Draft {
+    pub(super) slot: u32,
+    pub(super) start: Instant,
+    pub(super) number: u64,
+    pub(super) body: Bytes,
 }
 
 pub(super) struct Slot {
@@ -87,6 +98,14 @@ pub(super) struct Slot {
     pub(super) missing: u128,
     /// It was aborted before every node had it.
     pub(super) given_up: bool,
+}
+
+impl Slot {
+    /// Nothing was made in it.
+    fn unused(now: Instant) -> Slot {
+        let (id, body) = (ArtifactId([0; 32]), Bytes::new());
+        Slot { number: u64::MAX, id, body, start: now, missing: 0, given_up: false }
+    }
 }
 
 pub(super) struct StreamState {
@@ -141,38 +160,58 @@ impl StreamState {
         self.held.peek().map(|Reverse((at, _))| *at)
     }
 
-    /// The slot for the next artifact and its start, if one is to be made now.
-    pub(super) fn next_slot(&mut self, now: Instant) -> Option<(u32, Instant)> {
+    /// What is to be made now: at most `most`, and no more bytes than [`BATCH_BYTES`] but for the last. `index` is this stream's.
+    pub(super) fn drafts(&mut self, template: &[u8], index: usize, most: usize, now: Instant) -> Vec<Draft> {
+        let (mut drafts, mut bytes) = (Vec::new(), 0);
+        while drafts.len() < most && bytes < BATCH_BYTES {
+            let Some((slot, start)) = self.next_slot(now) else { break };
+            let number = self.number;
+            let body = self.body(template, &Stamp { stream: index as u32, slot, number });
+            self.number += 1;
+            bytes += body.len();
+            drafts.push(Draft { slot, start, number, body });
+        }
+        drafts
+    }
+
+    /// A slot for the next artifact and its start, if one is to be made now.
+    fn next_slot(&mut self, now: Instant) -> Option<(u32, Instant)> {
         let (most, start) = match self.stream.pace {
             Pace::Closed { inflight } => (inflight, now),
             Pace::Open { .. } if now < self.due => return None,
             Pace::Open { .. } => (OPEN_INFLIGHT, self.due),
         };
-        let slot = match self.free.last() {
-            Some(slot) => *slot,
-            None if self.slots.len() < most => self.slots.len() as u32,
+        let slot = match self.free.pop() {
+            Some(slot) => slot,
+            None if self.slots.len() < most => {
+                self.slots.push(Slot::unused(now));
+                self.slots.len() as u32 - 1
+            }
             None => return None,
         };
+        if let Pace::Open { every, .. } = self.stream.pace {
+            self.due += every;
+        }
         Some((slot, start))
     }
 
+    /// The node did not take it: its time has yet to come, at an open pace, where only the last one is put back.
+    pub(super) fn put_back(&mut self, draft: Draft) {
+        if self.is_open() {
+            self.due = draft.start;
+        }
+        self.spare.push_back(draft.body);
+        self.free.push(draft.slot);
+    }
+
+    /// The slot's artifact is active.
     pub(super) fn take_slot(&mut self, index: u32, slot: Slot) {
         if let Hold::For { least, most } = self.stream.hold {
             let spread = most.saturating_sub(least).as_micros() as u64;
             let hold = least + Duration::from_micros(self.holds.below(spread + 1));
             self.held.push(Reverse((Instant::now() + hold, index)));
         }
-        match self.slots.get_mut(index as usize) {
-            Some(old) => {
-                *old = slot;
-                self.free.pop();
-            }
-            None => self.slots.push(slot),
-        }
-        self.number += 1;
-        if let Pace::Open { every, .. } = self.stream.pace {
-            self.due += every;
-        }
+        self.slots[index as usize] = slot;
     }
 
     /// The slot of an artifact whose time to be aborted has come.
@@ -191,13 +230,8 @@ impl StreamState {
         self.free.push(index);
     }
 
-    /// The node did not take this body.
-    pub(super) fn put_back(&mut self, body: Bytes) {
-        self.spare.push_back(body);
-    }
-
     /// A body with this stamp: an old one if the node has let go of it, otherwise a new one.
-    pub(super) fn body(&mut self, template: &[u8], stamp: &Stamp) -> Bytes {
+    fn body(&mut self, template: &[u8], stamp: &Stamp) -> Bytes {
         let size = self.next_size();
         let old = self.spare.pop_front().map(Bytes::try_into_mut);
         let mut body = match old {
@@ -213,7 +247,7 @@ impl StreamState {
     }
 
     /// Bytes of the next artifact.
-    pub(super) fn next_size(&self) -> usize {
+    fn next_size(&self) -> usize {
         self.stream.sizes[(self.number % self.stream.sizes.len() as u64) as usize]
     }
 }
