@@ -23,6 +23,8 @@ pub(crate) use stream::{Hold, Pace, STAMP, Stream};
 pub(crate) const MAX_NODES: u16 = 128;
 /// Deliveries taken from one node, or artifacts made of one stream, before the next has its turn.
 const BATCH: usize = 256;
+/// Shorter sleeps are not worth their wake-up.
+const LEAST_NAP: Duration = Duration::from_millis(1);
 /// After the last delivery, how long one too many is waited for.
 const LINGER: Duration = Duration::from_millis(100);
 
@@ -226,8 +228,11 @@ impl Flow {
         let blocked = self.streams.iter().any(|state| state.blocked);
         let longest = Duration::from_micros(if blocked { 100 } else { 20_000 });
         if subnet.inline && self.streams.iter().all(StreamState::is_open) {
-            // Nothing is made for what arrives, and it carries its time: whoever is awake disturbs.
-            return std::thread::sleep(until.saturating_duration_since(Instant::now()).min(longest));
+            // Nothing is made for what arrives, and it carries its time: whoever is awake disturbs. What is complete is aborted
+            // half-way to the next, lest its abort be in the way of that.
+            let left = until.saturating_duration_since(Instant::now());
+            let nap = if self.on_the_way > 0 { (left / 2).max(LEAST_NAP) } else { left };
+            return std::thread::sleep(nap.min(left).min(longest));
         }
         if let Some((node, topic, arrival)) = listener.next(&mut subnet.feeds, until, longest) {
             self.take(subnet, node, topic, arrival);
