@@ -125,6 +125,9 @@ impl QuicConfig {
     pub const MIN_MTU: u16 = 1200;
     /// The largest: quinn writes packet lengths as two bytes.
     pub const MAX_MTU: u16 = 16_383;
+    /// Bytes of a full datagram that are not encrypted: flags, connection id, two bytes of packet number (as soon as
+    /// 128 packets await acknowledgement), tag.
+    const CLEAR: u16 = 1 + ConnectionIds::LEN as u16 + 2 + 16;
 
     /// Settings for Ethernet and a few dozen members.
     pub fn new(
@@ -196,10 +199,11 @@ impl QuicConfig {
             .map_err(|_| QuicError::Range { setting: "idle_timeout" })?;
         let mut probing = MtuDiscoveryConfig::default();
         // Without a larger bound this still climbs back to `mtu` after a black hole.
-        probing.upper_bound(self.mtu_discovery_bound.unwrap_or(self.mtu).max(self.mtu));
+        probing.upper_bound(whole_blocks(self.mtu_discovery_bound.unwrap_or(self.mtu).max(self.mtu)));
         // Ten segments, as in TCP (RFC 6928): quinn's 14,720 bytes are fewer than one of the largest
         // datagrams, and with a window below one datagram nothing is ever sent.
-        let congestion = Congestion::new(10 * u64::from(self.mtu));
+        let mtu = whole_blocks(self.mtu);
+        let congestion = Congestion::new(10 * u64::from(mtu));
         let mut transport = TransportConfig::default();
         transport
             .max_concurrent_uni_streams(self.uni_streams.into())
@@ -217,7 +221,7 @@ impl QuicConfig {
             .persistent_congestion_threshold(3)
             // Subnets span data centres, not satellites: a lost first packet is repeated after 300 ms.
             .initial_rtt(Duration::from_millis(100))
-            .initial_mtu(self.mtu)
+            .initial_mtu(mtu)
             .min_mtu(Self::MIN_MTU)
             .mtu_discovery_config(Some(probing))
             .pad_to_mtu(false)
@@ -384,6 +388,13 @@ impl ConnectionIdGenerator for ConnectionIds {
     }
 }
 
+/// The size nearest below `mtu` at which full packets end with a whole AES block: ring treats the rest of one apart, which
+/// costs 34 ns to seal and 18 ns to open (of 266 and 243).
+const fn whole_blocks(mtu: u16) -> u16 {
+    let whole = mtu - mtu.saturating_sub(QuicConfig::CLEAR) % 16;
+    if whole < QuicConfig::MIN_MTU { QuicConfig::MIN_MTU } else { whole }
+}
+
 /// Draws the connection ids that a client makes up for the server's first packets (RFC 9000 §7.2:
 /// unpredictable).
 pub(super) struct FirstIds {
@@ -441,6 +452,12 @@ mod tests {
         for mtu in [0, 1199, 16_384] {
             assert!(matches!(QuicConfig { mtu, ..config() }.check(), Err(QuicError::Mtu(_))), "{mtu}");
         }
+    }
+
+    #[test]
+    fn full_packets_end_with_a_whole_block_unless_that_is_below_the_least_of_quic() {
+        assert_eq!([1452, 1451, 1450, 1436, 8900].map(whole_blocks), [1451, 1451, 1435, 1435, 8891]);
+        assert_eq!([1200, 1210, 1211].map(whole_blocks), [1200, 1200, 1211]);
     }
 
     #[test]
