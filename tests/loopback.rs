@@ -251,3 +251,72 @@ fn an_inline_consumer_decides_on_the_lanes_own_thread() {
     let (_, event) = events.recv_timeout(Duration::from_secs(10)).unwrap();
     assert_eq!(event, Event::Withdrawn { id: ids[2] });
 }
+
+#[test]
+fn many_are_broadcast_together_and_each_is_taken_or_refused_by_itself() {
+    use corecast::Settings;
+
+    let (plan, executors) = (subnet::plan(2, 2), subnet::executors());
+    let limit = Settings::default().artifact_bytes as usize;
+    let mut narrow = topic();
+    narrow.slots = 16;
+    let maker = plan.start(&executors, 0, &narrow);
+    let receiver = plan.start(&executors, 1, &topic());
+    let text = |n: usize| bytes::Bytes::from(format!("message {n} {}", "x".repeat(n)));
+    let mut artifacts: Vec<_> =
+        (0..40).map(|n| (text(n), Attribute::new(n.to_string().as_bytes()).unwrap())).collect();
+    artifacts[3].0 = bytes::Bytes::from(vec![0; limit + 1]);
+    let outcomes = maker.topic.broadcast_all(artifacts.clone());
+    assert_eq!(outcomes.len(), artifacts.len());
+    assert_eq!(outcomes[3], Err(BroadcastError::TooLarge { size: limit + 1, limit: limit as u32 }));
+    // Sixteen places in each of two lanes.
+    let taken: Vec<_> = (0..40).filter_map(|n| Some((n, outcomes[n].ok()?))).collect();
+    assert!((16..=32).contains(&taken.len()), "{}", taken.len());
+    assert!(outcomes[4..].contains(&Err(BroadcastError::Full)));
+    let mut missing = std::collections::BTreeMap::new();
+    for (n, id) in taken {
+        assert_eq!(id, HashKind::Blake3.id(&artifacts[n].0));
+        missing.insert(id, n);
+    }
+    while !missing.is_empty() {
+        let (artifact, _) = delivered(&receiver);
+        let n = missing.remove(&artifact.id).unwrap();
+        assert_eq!((artifact.bytes, artifact.attribute), artifacts[n]);
+    }
+}
+
+#[test]
+fn an_inline_consumer_hears_of_every_pause_after_events() {
+    use corecast::{Config, Consumer, Disposition, Node};
+    use std::sync::Mutex;
+    use std::sync::mpsc::{Sender, channel};
+
+    /// Passes on what came before each pause.
+    struct Gatherer(Mutex<(Vec<Event>, Sender<Vec<Event>>)>);
+
+    impl Consumer for Gatherer {
+        fn handle_event(&self, event: Event) -> Disposition {
+            self.0.lock().unwrap().0.push(event);
+            Disposition::Release
+        }
+
+        fn handle_pause(&self) {
+            let (gathered, sender) = &mut *self.0.lock().unwrap();
+            sender.send(std::mem::take(gathered)).unwrap();
+        }
+    }
+
+    let (plan, executors) = (subnet::plan(2, 1), subnet::executors());
+    let maker = plan.start(&executors, 0, &topic());
+    let node = Node::start_on(&executors, Config::new(plan.identity(1), plan.membership)).unwrap();
+    let (sender, gathered) = channel();
+    let _topic = node.topic_inline(topic(), Gatherer(Mutex::new((Vec::new(), sender)))).unwrap();
+    let artifacts = (0..100u32).map(|n| (bytes::Bytes::copy_from_slice(&n.to_le_bytes()), Attribute::EMPTY));
+    let sent = maker.topic.broadcast_all(artifacts).len();
+    let mut seen = 0;
+    while seen < sent {
+        let run = gathered.recv_timeout(Duration::from_secs(10)).unwrap();
+        assert!(!run.is_empty(), "a pause without events before it");
+        seen += run.len();
+    }
+}
