@@ -20,7 +20,7 @@ pub(crate) struct Options {
     /// Rounds; each runs every contender once
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: u32,
-    /// Peers to run, with commas between [default: all]
+    /// Peers to run, with commas between [default: all that have something of their own to show]
     #[arg(long, value_enum, value_delimiter = ',')]
     peers: Vec<Peer>,
     /// A corecast-load that is built already, instead of building it
@@ -81,10 +81,14 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     let mut failures = 0;
     for &workload in &options.workloads {
         let choice = Choice::new(workload, &options.load);
+        let left_out = |peer: &Peer| peer.left_out(workload).filter(|_| options.peers.is_empty());
+        let (out, taking): (Vec<Peer>, Vec<Peer>) = peers.iter().partition(|peer| left_out(peer).is_some());
         let mut contenders = vec![Contender::Corecast];
-        let peers = peers.iter().filter(|peer| peer.takes_part(workload));
-        contenders.extend(peers.map(|&peer| Contender::Peer(peer)));
-        let table = measure(options, &choice, &contenders, &corecast);
+        contenders.extend(taking.into_iter().map(Contender::Peer));
+        let mut table = measure(options, &choice, &contenders, &corecast);
+        for peer in out {
+            table.leave_out(name(peer), left_out(&peer).unwrap_or_default());
+        }
         println!("\n{}", table.text());
         failures += table.failures();
         all.push(table.json());

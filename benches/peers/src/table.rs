@@ -16,6 +16,20 @@ struct Figure {
     better: Better,
 }
 
+impl Figure {
+    /// What its name does not say.
+    fn meaning(&self) -> Option<&'static str> {
+        match self.path {
+            "/peak_beyond_in_flight_bytes" => Some(
+                "peak less the artifacts that not all receivers had when it was reached, each counted once, at its maker; what \
+                 receivers assemble or hold is not taken off, for no peer tells",
+            ),
+            "/stall/all_peak_rss_bytes" => Some("of all nodes together"),
+            _ => None,
+        }
+    }
+}
+
 /// Which way is better, where ratios make sense.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Better {
@@ -33,6 +47,7 @@ const fn figure(name: &'static str, path: &'static str, better: Better) -> Figur
 
 const MIB: f64 = 1_048_576.0;
 const PEAK: Figure = Figure { unit: MIB, ..figure("peak MiB", "/peak_rss_bytes", Less) };
+const BEYOND: Figure = Figure { unit: MIB, ..figure("beyond MiB", "/peak_beyond_in_flight_bytes", Less) };
 const WIRE: Figure = figure("lo B/B", "/loopback_bytes_per_payload_byte", Less);
 const GBIT: Figure = figure("Gbit/s", "/goodput_gbit_s", More);
 const CPU_GIB: Figure = figure("CPU s/GiB", "/cpu_s_per_gib", Less);
@@ -47,10 +62,10 @@ const LOST: Figure = figure("lost", "/lost", Shown);
 /// What a workload is about; the first is the headline.
 fn figures(workload: Workload) -> Vec<Figure> {
     match workload {
-        Workload::Bulk => vec![GBIT, CPU_GIB, P50, P99, QUORUM_50, WIRE, ALLOCATIONS, PEAK, LOST],
+        Workload::Bulk => vec![GBIT, CPU_GIB, P50, P99, QUORUM_50, WIRE, ALLOCATIONS, PEAK, BEYOND, LOST],
         Workload::Small => {
             let rate = figure("deliveries/s", "/deliveries_per_s", More);
-            vec![rate, GBIT, CPU_EACH, P50, P99, QUORUM_50, WIRE, ALLOCATIONS, PEAK, LOST]
+            vec![rate, GBIT, CPU_EACH, P50, P99, QUORUM_50, WIRE, ALLOCATIONS, PEAK, BEYOND, LOST]
         }
         Workload::Latency => {
             let p999 = figure("p99.9 µs", "/latency_us/p999", Less);
@@ -86,7 +101,7 @@ fn figures(workload: Workload) -> Vec<Figure> {
             figure("kept ratio", "/stall/healthy_ratio", More),
             figure("before", "/stall/healthy_gbit_s_before", More),
             figure("during", "/stall/healthy_gbit_s_during", More),
-            Figure { unit: MIB, ..figure("peak MiB", "/stall/peak_rss_bytes", Less) },
+            Figure { unit: MIB, ..figure("peak MiB", "/stall/all_peak_rss_bytes", Less) },
             figure("lost", "/stall/lost", Shown),
         ],
         Workload::Rejoin => vec![
@@ -135,11 +150,17 @@ pub(crate) struct Table {
     choice: Choice,
     rounds: u32,
     rows: Vec<Row>,
+    /// Who did not run, and why.
+    left_out: Vec<(String, &'static str)>,
 }
 
 impl Table {
     pub(crate) fn new(choice: Choice, rounds: u32, rows: Vec<Row>) -> Table {
-        Table { choice, rounds, rows }
+        Table { choice, rounds, rows, left_out: Vec::new() }
+    }
+
+    pub(crate) fn leave_out(&mut self, name: String, why: &'static str) {
+        self.left_out.push((name, why));
     }
 
     pub(crate) fn failures(&self) -> usize {
@@ -169,6 +190,14 @@ impl Table {
         for row in &self.rows {
             if let Some(note) = &row.note {
                 writeln!(text, "{}: {note}", row.name).ok();
+            }
+        }
+        for (name, why) in &self.left_out {
+            writeln!(text, "{name}: left out: {why}").ok();
+        }
+        for figure in &figures {
+            if let Some(meaning) = figure.meaning() {
+                writeln!(text, "{}: {meaning}", figure.name).ok();
             }
         }
         text
@@ -236,6 +265,7 @@ impl Table {
             "seconds": self.choice.seconds,
             "rounds": self.rounds,
             "work": name(self.choice.work),
+            "left_out": self.left_out.iter().map(|(name, why)| (name.clone(), json!(why))).collect::<Map<_, _>>(),
             "contenders": self.rows.iter().map(object).collect::<Vec<_>>(),
             "corecast_times_as_good_as":
                 self.ratios(&figures).into_iter().map(ratios).collect::<Map<String, Value>>(),
