@@ -67,7 +67,10 @@ impl Contender {
 
     fn note(self, options: &Options, choice: &Choice) -> Option<String> {
         match self {
-            Contender::Corecast => Some(format!("{} lanes", options.lanes(choice))),
+            Contender::Corecast => match options.lanes(choice) {
+                1 => None,
+                lanes => Some(format!("{lanes} lanes")),
+            },
             Contender::Peer(peer) => peer.note(choice),
         }
     }

@@ -72,6 +72,7 @@ impl Report {
         json["delivered_bytes"] = json!(measured.bytes);
         json["goodput_gbit_s"] = json!(digits(gbit));
         json["deliveries_per_s"] = json!(digits(rate));
+        json["lost"] = json!(outcome.flaws.lost);
         json["latency_us"] = latency_us(&measured.last);
         json["quorum_latency_us"] = latency_us(&measured.quorum);
         self.rows.extend([
