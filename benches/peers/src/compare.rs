@@ -47,6 +47,12 @@ impl Options {
     }
 }
 
+/// How the peers are linked: as the manifest says, or the environment in its place.
+const LTO: &str = match option_env!("CARGO_PROFILE_RELEASE_LTO") {
+    Some(lto) => lto,
+    None => "thin",
+};
+
 /// What runs take beside what is measured: connecting, stalls, catching up.
 const PATIENCE: Duration = Duration::from_secs(150);
 
@@ -103,7 +109,7 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
         all.push(table.json());
         // After each table, so that what was measured is not lost with a later one.
         if let Some(path) = &options.json {
-            write(path, &json!({ "lto": "thin", "tables": all }))?;
+            write(path, &json!({ "lto": LTO, "tables": all }))?;
         }
     }
     match failures {
