@@ -29,6 +29,8 @@ pub(crate) struct Board {
     /// Bodies that did not have the hash they came with.
     corrupt: AtomicU64,
     twice: AtomicU64,
+    /// Bytes of artifacts that not all who are waited for have.
+    in_flight: AtomicU64,
     /// Receivers that do not read.
     stalled: watch::Sender<u64>,
     /// What a restarted node gets of the time it was away.
@@ -140,6 +142,7 @@ impl Board {
             latencies: Mutex::new(latencies),
             corrupt: AtomicU64::new(0),
             twice: AtomicU64::new(0),
+            in_flight: AtomicU64::new(0),
             stalled: watch::Sender::new(0),
             away: Mutex::new(None),
             is_away: AtomicBool::new(false),
@@ -167,6 +170,7 @@ impl Board {
         slot.start.store(self.since_begin(start), Ordering::Relaxed);
         slot.wanted.store(self.awaited.load(Ordering::Relaxed) & !(1 << table.maker), Ordering::Relaxed);
         slot.seen.store(0, Ordering::Relaxed);
+        self.in_flight.fetch_add(u64::from(stamp.len), Ordering::Relaxed);
         slot.open.store(true, Ordering::SeqCst);
         if self.is_away.load(Ordering::Relaxed)
             && let Some(away) = lock(&self.away).as_mut()
@@ -214,6 +218,7 @@ impl Board {
     }
 
     fn completed(&self, table: &Table, slot: &Slot, stamp: Stamp) {
+        self.in_flight.fetch_sub(u64::from(stamp.len), Ordering::Relaxed);
         let start = slot.start.load(Ordering::Relaxed);
         if start >= self.from.load(Ordering::Relaxed) {
             let now = self.since_begin(Instant::now());
@@ -269,6 +274,7 @@ impl Board {
                 if slot.completes() {
                     let number = slot.number.load(Ordering::Relaxed);
                     let len = slot.len.load(Ordering::Relaxed) as u32;
+                    self.in_flight.fetch_sub(u64::from(len), Ordering::Relaxed);
                     let stamp = Stamp { len, stream: stream as u32, slot: index as u32, number };
                     let _ = table.free.send(stamp);
                 }
@@ -310,6 +316,11 @@ impl Board {
             }
         }
         count
+    }
+
+    /// Bytes of artifacts that not all who are waited for have, each counted once.
+    pub(crate) fn in_flight_bytes(&self) -> u64 {
+        self.in_flight.load(Ordering::Relaxed)
     }
 
     /// From now on latencies count.

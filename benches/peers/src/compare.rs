@@ -20,7 +20,7 @@ pub(crate) struct Options {
     /// Rounds; each runs every contender once
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: u32,
-    /// Peers to run, with commas between [default: all]
+    /// Peers to run, with commas between [default: all that have something of their own to show]
     #[arg(long, value_enum, value_delimiter = ',')]
     peers: Vec<Peer>,
     /// A corecast-load that is built already, instead of building it
@@ -29,12 +29,15 @@ pub(crate) struct Options {
     /// Write everything that was measured to this file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Add to the rounds that the --json file holds already, instead of replacing them: those of the same workload and load
+    #[arg(long, requires = "json")]
+    resume: bool,
     /// Lanes of each of corecast's nodes [default: as many as --cores where one node alone makes bulk, for one lane keeps to one
     /// core; otherwise 1]
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=256))]
     lanes: Option<u16>,
     #[command(flatten)]
-    load: Load,
+    pub(crate) load: Load,
 }
 
 impl Options {
@@ -43,6 +46,12 @@ impl Options {
         self.lanes.unwrap_or(if spread { choice.cores as u16 } else { 1 })
     }
 }
+
+/// How the peers are linked: as the manifest says, or the environment in its place.
+const LTO: &str = match option_env!("CARGO_PROFILE_RELEASE_LTO") {
+    Some(lto) => lto,
+    None => "thin",
+};
 
 /// What runs take beside what is measured: connecting, stalls, catching up.
 const PATIENCE: Duration = Duration::from_secs(150);
@@ -64,7 +73,10 @@ impl Contender {
 
     fn note(self, options: &Options, choice: &Choice) -> Option<String> {
         match self {
-            Contender::Corecast => Some(format!("{} lanes", options.lanes(choice))),
+            Contender::Corecast => match options.lanes(choice) {
+                1 => None,
+                lanes => Some(format!("{lanes} lanes")),
+            },
             Contender::Peer(peer) => peer.note(choice),
         }
     }
@@ -77,20 +89,27 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
         None => build()?,
     };
     let peers = if options.peers.is_empty() { Peer::value_variants() } else { &options.peers };
-    let mut all = Vec::new();
+    let mut all = if options.resume { read(options.json.as_deref())? } else { Vec::new() };
     let mut failures = 0;
     for &workload in &options.workloads {
         let choice = Choice::new(workload, &options.load);
+        let left_out = |peer: &Peer| peer.left_out(workload).filter(|_| options.peers.is_empty());
+        let (out, taking): (Vec<Peer>, Vec<Peer>) = peers.iter().partition(|peer| left_out(peer).is_some());
         let mut contenders = vec![Contender::Corecast];
-        let peers = peers.iter().filter(|peer| peer.takes_part(workload));
-        contenders.extend(peers.map(|&peer| Contender::Peer(peer)));
-        let table = measure(options, &choice, &contenders, &corecast);
+        contenders.extend(taking.into_iter().map(Contender::Peer));
+        let mut table = Table::new(choice.clone(), rows(options, &choice, &contenders));
+        let before = all.iter().position(|held| table.is_of(held)).map(|place| all.remove(place));
+        table.resume(before.as_ref());
+        measure(options, &choice, &contenders, &corecast, &mut table);
+        for peer in out {
+            table.leave_out(name(peer), left_out(&peer).unwrap_or_default());
+        }
         println!("\n{}", table.text());
         failures += table.failures();
         all.push(table.json());
         // After each table, so that what was measured is not lost with a later one.
         if let Some(path) = &options.json {
-            write(path, &json!({ "lto": "thin", "tables": all }))?;
+            write(path, &json!({ "lto": LTO, "tables": all }))?;
         }
     }
     match failures {
@@ -99,11 +118,14 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     }
 }
 
-fn measure(options: &Options, choice: &Choice, contenders: &[Contender], corecast: &Path) -> Table {
+fn rows(options: &Options, choice: &Choice, contenders: &[Contender]) -> Vec<Row> {
     let row = |contender: &Contender| Row::new(contender.name(), contender.note(options, choice));
-    let mut rows: Vec<Row> = contenders.iter().map(row).collect();
+    contenders.iter().map(row).collect()
+}
+
+fn measure(options: &Options, choice: &Choice, contenders: &[Contender], corecast: &Path, table: &mut Table) {
     for round in 1..=options.rounds {
-        for (contender, row) in contenders.iter().zip(&mut rows) {
+        for (contender, row) in contenders.iter().zip(table.rows_mut()) {
             let (name, workload) = (contender.name(), name(choice.workload));
             match run_one(*contender, choice, corecast, options.lanes(choice)) {
                 Ok(figures) => {
@@ -118,7 +140,6 @@ fn measure(options: &Options, choice: &Choice, contenders: &[Contender], corecas
             }
         }
     }
-    Table::new(choice.clone(), options.rounds, rows)
 }
 
 fn run_one(contender: Contender, choice: &Choice, corecast: &Path, lanes: u16) -> Result<Value, Failure> {
@@ -182,6 +203,18 @@ fn build() -> Result<PathBuf, Failure> {
     let messages = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     let mut paths = messages.filter_map(|message| message.get("executable")?.as_str().map(PathBuf::from));
     Ok(paths.next_back().ok_or("cargo did not say where corecast-load lies")?)
+}
+
+/// The tables that a file holds; none when there is no file yet.
+fn read(path: Option<&Path>) -> Result<Vec<Value>, Failure> {
+    let Some(path) = path.filter(|path| path.exists()) else { return Ok(Vec::new()) };
+    let wrong = |problem: &dyn std::fmt::Display| {
+        format!("{}: {problem}; --resume needs a file that --json wrote, or none", path.display())
+    };
+    let text = std::fs::read_to_string(path).map_err(|error| wrong(&error))?;
+    let held: Value = serde_json::from_str(&text).map_err(|error| wrong(&error))?;
+    let tables = held.get("tables").and_then(Value::as_array);
+    Ok(tables.ok_or_else(|| wrong(&"it has no tables"))?.clone())
 }
 
 fn write(path: &Path, value: &Value) -> Result<(), Failure> {

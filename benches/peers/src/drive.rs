@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use crate::board::{Board, Count, Free};
 use crate::contender::Contender;
 use crate::options::{Choice, Workload};
+use crate::resident::Peak;
 use crate::workload::{self, Stream};
 use crate::{Failure, host, memory, pace, report};
 
@@ -48,6 +49,13 @@ pub(crate) struct Outcome {
     /// What only this workload has.
     pub(crate) special: Option<(&'static str, Value)>,
     pub(crate) lost: u64,
+    pub(crate) peak: Peak,
+}
+
+/// Reads off what happens, and meanwhile watches the memory.
+struct Meter {
+    board: Arc<Board>,
+    peak: Peak,
 }
 
 impl Run {
@@ -61,31 +69,35 @@ impl Run {
 /// Runs the workload over a contender whose nodes are connected, and gives the JSON object.
 pub(crate) fn drive<C: Contender>(contender: &Arc<C>, run: Run) -> Result<Value, Failure> {
     let Run { choice, board, streams, frees } = run;
+    let mut meter = Meter { board: board.clone(), peak: Peak::new() };
     let stop = Arc::new(AtomicBool::new(false));
     pace::start(contender, &board, streams, frees, &stop);
-    std::thread::sleep(choice.warm_up());
+    meter.sleep(choice.warm_up());
     let seconds = Duration::from_secs(choice.seconds);
     board.record_from(Instant::now());
-    let measured = measure(&board, None, seconds);
+    let measured = meter.measure(None, seconds);
     let special = match choice.workload {
-        Workload::Stall => Some(("stall", stall(&board, choice.nodes - 1, seconds))),
-        Workload::Rejoin => Some(("rejoin", rejoin(contender, &board, choice.nodes - 1)?)),
+        Workload::Stall => Some(("stall", meter.stall(choice.nodes - 1, seconds))),
+        Workload::Rejoin => Some(("rejoin", meter.rejoin(contender, choice.nodes - 1)?)),
         Workload::Idle => {
             let percent = 100.0 * measured.cpu_seconds / measured.seconds;
-            let peak = host::peak_rss_bytes();
-            Some(("idle", json!({ "cpu_percent": report::digits(percent), "peak_rss_bytes": peak })))
+            Some((
+                "idle",
+                json!({ "cpu_percent": report::digits(percent), "peak_rss_bytes": meter.peak.bytes }),
+            ))
         }
         _ => None,
     };
     stop.store(true, std::sync::atomic::Ordering::Relaxed);
-    let outcome = Outcome { measured, special, lost: drain(&board) };
-    finish(&choice, &board, outcome)
+    let lost = meter.drain();
+    finish(&choice, &board, Outcome { measured, special, lost, peak: meter.peak })
 }
 
 /// The stalled receiver has until the end of the drain to get what it missed.
 fn finish(choice: &Choice, board: &Board, mut outcome: Outcome) -> Result<Value, Failure> {
     if let Some(("stall", stall)) = &mut outcome.special {
-        stall["peak_rss_bytes"] = host::peak_rss_bytes().into();
+        // All nodes are in this process.
+        stall["all_peak_rss_bytes"] = outcome.peak.bytes.into();
         stall["lost"] = outcome.lost.into();
     }
     if board.corrupt() > 0 {
@@ -94,86 +106,100 @@ fn finish(choice: &Choice, board: &Board, mut outcome: Outcome) -> Result<Value,
     report::report(choice, board, &outcome)
 }
 
-/// Reads off what happens at every node but `except`.
-fn measure(board: &Board, except: Option<usize>, length: Duration) -> Measured {
-    let read = || (board.count(except), host::cpu_seconds(), host::loopback_bytes(), memory::allocations());
-    let before = read();
-    std::thread::sleep(length);
-    let after = read();
-    let Count { at, deliveries, bytes } = after.0;
-    Measured {
-        seconds: (at - before.0.at).as_secs_f64(),
-        deliveries: deliveries - before.0.deliveries,
-        bytes: bytes - before.0.bytes,
-        cpu_seconds: after.1 - before.1,
-        loopback_bytes: after.2.saturating_sub(before.2),
-        allocations: after.3.saturating_sub(before.3),
-    }
-}
-
-/// Waits for what is on its way; gives the deliveries that never came.
-fn drain(board: &Board) -> u64 {
-    let begin = Instant::now();
-    let (mut last, mut progress) = (board.count(None).deliveries, begin);
-    loop {
-        std::thread::sleep(Duration::from_millis(20));
-        let (now, expected) = (board.count(None).deliveries, board.expected());
-        if now != last {
-            (last, progress) = (now, Instant::now());
-        }
-        if now >= expected || progress.elapsed() > SILENCE || begin.elapsed() > DRAIN {
-            std::thread::sleep(LINGER);
-            return board.expected().saturating_sub(board.count(None).deliveries);
+impl Meter {
+    fn sleep(&mut self, length: Duration) {
+        let end = Instant::now() + length;
+        loop {
+            let now = Instant::now();
+            let next = self.peak.look(now, self.board.in_flight_bytes());
+            if now >= end {
+                return;
+            }
+            std::thread::sleep(next.min(end).saturating_duration_since(now));
         }
     }
-}
 
-/// `node` stops reading for ten seconds; how the others fare before, and meanwhile.
-fn stall(board: &Board, node: usize, seconds: Duration) -> Value {
-    let before = measure(board, Some(node), seconds);
-    board.stall(node, true);
-    let during = measure(board, Some(node), STALL);
-    board.stall(node, false);
-    std::thread::sleep(Duration::from_secs(1));
-    let rate = |measured: &Measured| measured.bytes as f64 * 8e-9 / measured.seconds;
-    let [before, during] = [&before, &during].map(rate);
-    json!({
-        "healthy_gbit_s_before": report::digits(before),
-        "healthy_gbit_s_during": report::digits(during),
-        "healthy_ratio": report::digits(during / before),
-        "peak_rss_bytes": 0,
-        "lost": 0,
-    })
-}
-
-/// `node` is closed for three seconds; what it gets of that time.
-fn rejoin<C: Contender>(contender: &Arc<C>, board: &Arc<Board>, node: usize) -> Result<Value, Failure> {
-    let closed = contender.clone();
-    wait(contender.as_ref(), node, async move { closed.close(node).await })?;
-    board.leave(node);
-    std::thread::sleep(AWAY);
-    let (restarted, back) = (contender.clone(), board.clone());
-    wait(contender.as_ref(), node, async move {
-        back.back();
-        restarted.restart(node).await
-    })?;
-    let begin = Instant::now();
-    let recovery = loop {
-        std::thread::sleep(Duration::from_millis(20));
-        let recovery = board.recovery().ok_or("no node was away")?;
-        if begin.elapsed() > CATCH_UP || recovery.recovered.len() == recovery.published {
-            break recovery;
+    /// Reads off what happens at every node but `except`.
+    fn measure(&mut self, except: Option<usize>, length: Duration) -> Measured {
+        let board = self.board.clone();
+        let read =
+            || (board.count(except), host::cpu_seconds(), host::loopback_bytes(), memory::allocations());
+        let before = read();
+        self.sleep(length);
+        let after = read();
+        let Count { at, deliveries, bytes } = after.0;
+        Measured {
+            seconds: (at - before.0.at).as_secs_f64(),
+            deliveries: deliveries - before.0.deliveries,
+            bytes: bytes - before.0.bytes,
+            cpu_seconds: after.1 - before.1,
+            loopback_bytes: after.2.saturating_sub(before.2),
+            allocations: after.3.saturating_sub(before.3),
         }
-    };
-    let ms = |took: Option<&Duration>| took.map(|took| report::digits(took.as_secs_f64() * 1e3));
-    Ok(json!({
-        "published_meanwhile": recovery.published,
-        // Nothing is taken back in this workload.
-        "still_active": recovery.published,
-        "recovered": recovery.recovered.len(),
-        "first_ms": ms(recovery.recovered.iter().min()),
-        "last_ms": ms(recovery.recovered.iter().max()),
-    }))
+    }
+
+    /// Waits for what is on its way; gives the deliveries that never came.
+    fn drain(&mut self) -> u64 {
+        let begin = Instant::now();
+        let (mut last, mut progress) = (self.board.count(None).deliveries, begin);
+        loop {
+            self.sleep(Duration::from_millis(20));
+            let (now, expected) = (self.board.count(None).deliveries, self.board.expected());
+            if now != last {
+                (last, progress) = (now, Instant::now());
+            }
+            if now >= expected || progress.elapsed() > SILENCE || begin.elapsed() > DRAIN {
+                self.sleep(LINGER);
+                return self.board.expected().saturating_sub(self.board.count(None).deliveries);
+            }
+        }
+    }
+
+    /// `node` stops reading for ten seconds; how the others fare before, and meanwhile.
+    fn stall(&mut self, node: usize, seconds: Duration) -> Value {
+        let before = self.measure(Some(node), seconds);
+        self.board.stall(node, true);
+        let during = self.measure(Some(node), STALL);
+        self.board.stall(node, false);
+        self.sleep(Duration::from_secs(1));
+        let rate = |measured: &Measured| measured.bytes as f64 * 8e-9 / measured.seconds;
+        let [before, during] = [&before, &during].map(rate);
+        json!({
+            "healthy_gbit_s_before": report::digits(before),
+            "healthy_gbit_s_during": report::digits(during),
+            "healthy_ratio": report::digits(during / before),
+        })
+    }
+
+    /// `node` is closed for three seconds; what it gets of that time.
+    fn rejoin<C: Contender>(&mut self, contender: &Arc<C>, node: usize) -> Result<Value, Failure> {
+        let (closed, board) = (contender.clone(), self.board.clone());
+        wait(contender.as_ref(), node, async move { closed.close(node).await })?;
+        board.leave(node);
+        self.sleep(AWAY);
+        let (restarted, back) = (contender.clone(), board.clone());
+        wait(contender.as_ref(), node, async move {
+            back.back();
+            restarted.restart(node).await
+        })?;
+        let begin = Instant::now();
+        let recovery = loop {
+            self.sleep(Duration::from_millis(20));
+            let recovery = board.recovery().ok_or("no node was away")?;
+            if begin.elapsed() > CATCH_UP || recovery.recovered.len() == recovery.published {
+                break recovery;
+            }
+        };
+        let ms = |took: Option<&Duration>| took.map(|took| report::digits(took.as_secs_f64() * 1e3));
+        Ok(json!({
+            "published_meanwhile": recovery.published,
+            // Nothing is taken back in this workload.
+            "still_active": recovery.published,
+            "recovered": recovery.recovered.len(),
+            "first_ms": ms(recovery.recovered.iter().min()),
+            "last_ms": ms(recovery.recovered.iter().max()),
+        }))
+    }
 }
 
 /// Runs a task on the contender's runtime and waits for its end.

@@ -45,14 +45,6 @@ pub(crate) fn sleep_precisely() {
     unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1 as libc::c_ulong) };
 }
 
-/// The most memory this process has had resident, in bytes.
-pub(crate) fn peak_rss_bytes() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    let kib = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
-    kib.unwrap_or(0) * 1024
-}
-
 /// Bytes that all of the host have sent over loopback so far, headers included.
 pub(crate) fn loopback_bytes() -> u64 {
     let devices = std::fs::read_to_string("/proc/net/dev").unwrap_or_default();

@@ -18,6 +18,8 @@ mod message;
 mod options;
 mod pace;
 mod report;
+#[path = "../../../src/bin/subnet/resident.rs"]
+mod resident;
 mod table;
 mod workload;
 

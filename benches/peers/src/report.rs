@@ -3,11 +3,11 @@
 use hdrhistogram::Histogram;
 use serde_json::{Value, json};
 
+use crate::Failure;
 use crate::board::Board;
 use crate::drive::Outcome;
 use crate::options::{Choice, Workload, name};
 use crate::workload::Kind;
-use crate::{Failure, host};
 
 pub(crate) fn report(choice: &Choice, board: &Board, outcome: &Outcome) -> Result<Value, Failure> {
     let measured = &outcome.measured;
@@ -32,7 +32,9 @@ pub(crate) fn report(choice: &Choice, board: &Board, outcome: &Outcome) -> Resul
         "cpu_us_per_delivery": ratio(measured.cpu_seconds * 1e6, deliveries),
         "latency_us": quantiles(&last),
         "quorum_latency_us": quantiles(&quorum),
-        "peak_rss_bytes": host::peak_rss_bytes(),
+        "peak_rss_bytes": outcome.peak.bytes,
+        "in_flight_at_peak_bytes": outcome.peak.in_flight_bytes,
+        "peak_beyond_in_flight_bytes": outcome.peak.beyond_bytes(),
         "loopback_bytes_per_payload_byte": ratio(measured.loopback_bytes as f64, bytes),
         "body_copies_per_delivery": null,
         "allocations_per_artifact": ratio(measured.allocations as f64, deliveries),

@@ -16,6 +16,24 @@ struct Figure {
     better: Better,
 }
 
+impl Figure {
+    /// What its name does not say.
+    fn meaning(&self) -> Option<&'static str> {
+        match self.path {
+            "/peak_beyond_in_flight_bytes" => Some(
+                "peak less the artifacts that not all receivers had when it was reached, each counted once, at its maker; what \
+                 receivers assemble or hold is not taken off, for no peer tells",
+            ),
+            "/stall/all_peak_rss_bytes" => Some("of all nodes together"),
+            "/lost" if self.name == GONE.name => Some(
+                "deliveries that did not come within 30 s of the end; from peers that can take artifacts back also those of \
+                 what was taken back first",
+            ),
+            _ => None,
+        }
+    }
+}
+
 /// Which way is better, where ratios make sense.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Better {
@@ -33,6 +51,7 @@ const fn figure(name: &'static str, path: &'static str, better: Better) -> Figur
 
 const MIB: f64 = 1_048_576.0;
 const PEAK: Figure = Figure { unit: MIB, ..figure("peak MiB", "/peak_rss_bytes", Less) };
+const BEYOND: Figure = Figure { unit: MIB, ..figure("beyond MiB", "/peak_beyond_in_flight_bytes", Less) };
 const WIRE: Figure = figure("lo B/B", "/loopback_bytes_per_payload_byte", Less);
 const GBIT: Figure = figure("Gbit/s", "/goodput_gbit_s", More);
 const CPU_GIB: Figure = figure("CPU s/GiB", "/cpu_s_per_gib", Less);
@@ -43,14 +62,16 @@ const QUORUM_50: Figure = figure("quorum p50", "/quorum_latency_us/p50", Less);
 const QUORUM_99: Figure = figure("quorum p99", "/quorum_latency_us/p99", Less);
 const ALLOCATIONS: Figure = figure("allocs each", "/allocations_per_artifact", Less);
 const LOST: Figure = figure("lost", "/lost", Shown);
+/// The same where artifacts are taken back by the clock.
+const GONE: Figure = figure("lost or late", "/lost", Shown);
 
 /// What a workload is about; the first is the headline.
 fn figures(workload: Workload) -> Vec<Figure> {
     match workload {
-        Workload::Bulk => vec![GBIT, CPU_GIB, P50, P99, QUORUM_50, WIRE, ALLOCATIONS, PEAK, LOST],
+        Workload::Bulk => vec![GBIT, CPU_GIB, P50, P99, QUORUM_50, WIRE, ALLOCATIONS, PEAK, BEYOND, LOST],
         Workload::Small => {
             let rate = figure("deliveries/s", "/deliveries_per_s", More);
-            vec![rate, GBIT, CPU_EACH, P50, P99, QUORUM_50, WIRE, ALLOCATIONS, PEAK, LOST]
+            vec![rate, GBIT, CPU_EACH, P50, P99, QUORUM_50, WIRE, ALLOCATIONS, PEAK, BEYOND, LOST]
         }
         Workload::Latency => {
             let p999 = figure("p99.9 µs", "/latency_us/p999", Less);
@@ -79,14 +100,14 @@ fn figures(workload: Workload) -> Vec<Figure> {
                 kind("ingress p99", "/consensus/ingress/latency_us/p99"),
                 CPU_EACH,
                 PEAK,
-                LOST,
+                GONE,
             ]
         }
         Workload::Stall => vec![
             figure("kept ratio", "/stall/healthy_ratio", More),
             figure("before", "/stall/healthy_gbit_s_before", More),
             figure("during", "/stall/healthy_gbit_s_during", More),
-            Figure { unit: MIB, ..figure("peak MiB", "/stall/peak_rss_bytes", Less) },
+            Figure { unit: MIB, ..figure("peak MiB", "/stall/all_peak_rss_bytes", Less) },
             figure("lost", "/stall/lost", Shown),
         ],
         Workload::Rejoin => vec![
@@ -124,6 +145,10 @@ impl Row {
         Row { name, note, runs: Vec::new(), failures: Vec::new() }
     }
 
+    fn rounds(&self) -> usize {
+        self.runs.len() + self.failures.len()
+    }
+
     fn median(&self, figure: &Figure) -> Option<f64> {
         median(self.runs.iter().filter_map(|run| run.pointer(figure.path)?.as_f64()).collect())
     }
@@ -133,13 +158,60 @@ impl Row {
 #[derive(Debug)]
 pub(crate) struct Table {
     choice: Choice,
-    rounds: u32,
     rows: Vec<Row>,
+    /// Who did not run, and why.
+    left_out: Vec<(String, &'static str)>,
 }
 
 impl Table {
-    pub(crate) fn new(choice: Choice, rounds: u32, rows: Vec<Row>) -> Table {
-        Table { choice, rounds, rows }
+    pub(crate) fn new(choice: Choice, rows: Vec<Row>) -> Table {
+        Table { choice, rows, left_out: Vec::new() }
+    }
+
+    pub(crate) fn rows_mut(&mut self) -> &mut [Row] {
+        &mut self.rows
+    }
+
+    /// What tells tables apart.
+    fn load(&self) -> [(&'static str, Value); 6] {
+        let Choice { workload, nodes, size, mtu, seconds, work, .. } = &self.choice;
+        [
+            ("workload", json!(name(*workload))),
+            ("nodes", json!(nodes)),
+            ("size", json!(size)),
+            ("mtu", json!(mtu)),
+            ("seconds", json!(seconds)),
+            ("work", json!(name(*work))),
+        ]
+    }
+
+    /// Whether a table that was written earlier is of the same workload and load.
+    pub(crate) fn is_of(&self, held: &Value) -> bool {
+        self.load().iter().all(|(key, value)| held.get(*key) == Some(value))
+    }
+
+    /// Takes over the runs of a table that was written earlier.
+    pub(crate) fn resume(&mut self, held: Option<&Value>) {
+        let contenders = held.and_then(|held| held.get("contenders")?.as_array());
+        for held in contenders.into_iter().flatten() {
+            let Some(row) = self.rows.iter_mut().find(|row| held.get("name") == Some(&json!(row.name)))
+            else {
+                continue;
+            };
+            let list = |key: &str| held.get(key).and_then(Value::as_array).cloned().unwrap_or_default();
+            row.runs = list("runs");
+            row.failures =
+                list("failures").iter().filter_map(|line| Some(line.as_str()?.to_owned())).collect();
+        }
+    }
+
+    /// Rounds of the contender that ran most often.
+    fn rounds(&self) -> usize {
+        self.rows.iter().map(Row::rounds).max().unwrap_or(0)
+    }
+
+    pub(crate) fn leave_out(&mut self, name: String, why: &'static str) {
+        self.left_out.push((name, why));
     }
 
     pub(crate) fn failures(&self) -> usize {
@@ -157,7 +229,7 @@ impl Table {
             let cells: String = figures.iter().map(cell).collect();
             let failed = match row.failures.len() {
                 0 => String::new(),
-                some => format!("   {some} of {} runs failed", self.rounds),
+                some => format!("   {some} of {} runs failed", row.rounds()),
             };
             writeln!(text, "{:<28}{cells}{failed}", row.name).ok();
         }
@@ -169,6 +241,14 @@ impl Table {
         for row in &self.rows {
             if let Some(note) = &row.note {
                 writeln!(text, "{}: {note}", row.name).ok();
+            }
+        }
+        for (name, why) in &self.left_out {
+            writeln!(text, "{name}: left out: {why}").ok();
+        }
+        for figure in &figures {
+            if let Some(meaning) = figure.meaning() {
+                writeln!(text, "{}: {meaning}", figure.name).ok();
             }
         }
         text
@@ -183,7 +263,7 @@ impl Table {
         format!(
             "{} · {nodes} nodes{sizes} · MTU {mtu} · medians of {} rounds of {seconds} s · the peers' work: {}\n",
             name(*workload),
-            self.rounds,
+            self.rounds(),
             name(*work)
         )
     }
@@ -228,18 +308,15 @@ impl Table {
             let ratios = figures.iter().zip(ratios).map(|(figure, ratio)| (key(figure), json!(ratio)));
             (name, Value::Object(ratios.collect()))
         };
-        json!({
-            "workload": name(self.choice.workload),
-            "nodes": self.choice.nodes,
-            "size": self.choice.size,
-            "mtu": self.choice.mtu,
-            "seconds": self.choice.seconds,
-            "rounds": self.rounds,
-            "work": name(self.choice.work),
+        let mut table = json!({
+            "rounds": self.rounds(),
+            "left_out": self.left_out.iter().map(|(name, why)| (name.clone(), json!(why))).collect::<Map<_, _>>(),
             "contenders": self.rows.iter().map(object).collect::<Vec<_>>(),
             "corecast_times_as_good_as":
                 self.ratios(&figures).into_iter().map(ratios).collect::<Map<String, Value>>(),
-        })
+        });
+        self.load().into_iter().for_each(|(key, value)| table[key] = value);
+        table
     }
 }
 
@@ -270,6 +347,8 @@ fn value(value: Option<f64>) -> String {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
 
     #[test]
@@ -277,6 +356,24 @@ mod tests {
         assert_eq!(median(vec![3.0, 1.0, 2.0]), Some(2.0));
         assert_eq!(median(vec![4.0, 1.0, 2.0, 3.0]), Some(2.5));
         assert_eq!(median(vec![]), None);
+    }
+
+    #[test]
+    fn rounds_that_were_written_are_taken_up_again() {
+        let choice = |size: &str| {
+            let cli = crate::Cli::try_parse_from(["peers", "bulk", "--size", size]).unwrap();
+            Choice::new(Workload::Bulk, &cli.compare.load)
+        };
+        let table = |size| Table::new(choice(size), vec![Row::new("one".to_owned(), None)]);
+        let mut written = table("1000");
+        written.rows[0].runs.push(json!({ "goodput_gbit_s": 2.0 }));
+        written.rows[0].failures.push("no".to_owned());
+        let written = written.json();
+        let mut again = table("1000");
+        assert!(again.is_of(&written) && !table("2000").is_of(&written));
+        again.resume(Some(&written));
+        again.rows[0].runs.push(json!({ "goodput_gbit_s": 4.0 }));
+        assert_eq!((again.rounds(), again.rows[0].median(&GBIT)), (3, Some(3.0)));
     }
 
     #[test]

@@ -12,8 +12,9 @@ use crate::subnet::counters::ratio;
 use crate::subnet::fault::Fault;
 use crate::subnet::flow::{Flaws, Measured, Outcome};
 use crate::subnet::loopback;
+use crate::subnet::resident;
 use crate::subnet::stop::Stop;
-use crate::system::{self, Used};
+use crate::system::Used;
 use crate::workload::SHUTDOWN;
 
 /// How soon a signal is noticed.
@@ -33,7 +34,7 @@ pub(crate) fn run(options: &Idle) -> Result<(), Fault> {
     sleep(measure, &stop);
     let seconds = begin.elapsed().as_secs_f64();
     let (used, counters) = (Used::now()?.since(&used), subnet.host.counters().since(&counters));
-    let peak_rss_bytes = system::peak_rss_bytes();
+    let peak_rss_bytes = resident::peak_rss_bytes();
     drop((subnet.ports, subnet.feeds));
     subnet.host.shutdown(SHUTDOWN)?;
     let (cpu_percent, datagrams_per_s) =
@@ -46,6 +47,7 @@ pub(crate) fn run(options: &Idle) -> Result<(), Fault> {
         again: 0,
         forestalled: 0,
         partial: stop.is_set(),
+        peak: None,
     };
     let mut report = Report::new(&Figures {
         workload: "idle",

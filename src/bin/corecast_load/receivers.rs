@@ -23,6 +23,7 @@ use crate::subnet::fault::{Exit, Fault};
 use crate::subnet::loopback::{self, Roster};
 use crate::subnet::port::{Arrival, Feed, Host, Port};
 use crate::subnet::real::{self, Nodes, Started, counters};
+use crate::subnet::resident;
 use crate::system::{self, Used};
 use crate::workload::SHUTDOWN;
 
@@ -67,7 +68,7 @@ impl Report {
         Ok(Report {
             used: Used::now()?,
             counters: counters(nodes),
-            peak_rss_bytes: system::peak_rss_bytes(),
+            peak_rss_bytes: resident::peak_rss_bytes(),
             bound_bytes: nodes.iter().map(|node| node.limits().total_bytes()).sum(),
         })
     }

@@ -20,6 +20,7 @@ use crate::subnet::listen::Listener;
 use crate::subnet::loopback::{self, Group, Plan};
 use crate::subnet::port::{Arrival, Feed, Host, Port, Refusal};
 use crate::subnet::real::{Nodes, Started, counters};
+use crate::subnet::resident;
 use crate::subnet::stop::Stop;
 use crate::system::{self, Used};
 use crate::workload::SHUTDOWN;
@@ -52,7 +53,7 @@ pub(crate) fn run(options: &Rejoin) -> Result<(), Fault> {
     }
     let (used, seconds) = (Used::now()?.since(&used), begin.elapsed().as_secs_f64());
     drill.settle();
-    let peak_rss_bytes = system::peak_rss_bytes();
+    let peak_rss_bytes = resident::peak_rss_bytes();
     let (figures, outcome) = drill.conclude(seconds)?;
     let mut report = Report::new(&Figures {
         workload: "rejoin",
@@ -325,6 +326,7 @@ impl Drill {
             again: 0,
             forestalled: 0,
             partial: self.stop.is_set(),
+            peak: None,
         };
         drop((self.ports, self.feeds));
         let nodes: Vec<Node> = self.nodes.into_iter().flatten().collect();

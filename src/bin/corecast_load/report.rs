@@ -11,6 +11,7 @@ use crate::subnet::counters::{gbit_s, ratio};
 use crate::subnet::fault::{Exit, Fault};
 use crate::subnet::flow::{Flaws, Measured, Outcome};
 use crate::subnet::latency::Latency;
+use crate::subnet::resident::Peak;
 use crate::subnet::terminal;
 use crate::system::Used;
 
@@ -71,6 +72,7 @@ impl Report {
         json["delivered_bytes"] = json!(measured.bytes);
         json["goodput_gbit_s"] = json!(digits(gbit));
         json["deliveries_per_s"] = json!(digits(rate));
+        json["lost"] = json!(outcome.flaws.lost);
         json["latency_us"] = latency_us(&measured.last);
         json["quorum_latency_us"] = latency_us(&measured.quorum);
         self.rows.extend([
@@ -106,9 +108,13 @@ impl Report {
         }
         json["packets_lost"] = json!(counters.packets_lost);
         json["peak_rss_bytes"] = json!(peak_rss_bytes);
+        if let Some(peak) = outcome.peak {
+            json["in_flight_at_peak_bytes"] = json!(peak.in_flight_bytes);
+            json["peak_beyond_in_flight_bytes"] = json!(peak.beyond_bytes());
+        }
         self.rows.extend([
             ("CPU", format!("{cpu:.2} s: {gib:.2} s per GiB, {each:.2} µs per delivery")),
-            ("memory at its peak", mib(*peak_rss_bytes)),
+            ("memory at its peak", memory(*peak_rss_bytes, outcome.peak)),
             ("copies of a body per delivery", format!("{copies:.4}")),
             ("bytes on the wire per byte of payload", format!("{wire:.4}; over lo {loopback:.4}")),
             ("allocations per delivered artifact", format!("{allocations:.2}")),
@@ -239,6 +245,17 @@ pub(crate) fn latency_us(latency: &Latency) -> Value {
 pub(crate) fn quantiles(latency: &Latency) -> String {
     let [p50, p99, p999] = [0.5, 0.99, 0.999].map(|quantile| latency.quantile_us(quantile));
     format!("p50 {p50:.0} µs, p99 {p99:.0} µs, p99.9 {p999:.0} µs, max {:.0} µs", latency.max_us())
+}
+
+/// The most memory that was resident, and what of it was no artifact on its way.
+fn memory(peak_rss_bytes: u64, peak: Option<Peak>) -> String {
+    match peak {
+        None => mib(peak_rss_bytes),
+        Some(peak) => {
+            let (beyond, in_flight) = (mib(peak.beyond_bytes()), mib(peak.in_flight_bytes));
+            format!("{}: {beyond} beyond the {in_flight} that makers had in flight", mib(peak_rss_bytes))
+        }
+    }
 }
 
 /// Bytes for people.

@@ -22,8 +22,9 @@ use crate::subnet::flow::Outcome;
 use crate::subnet::loopback::{self, Roster};
 use crate::subnet::port::{Host, Port, Refusal};
 use crate::subnet::real::{Nodes, Started};
+use crate::subnet::resident;
 use crate::subnet::stop::Stop;
-use crate::system::{self, Used};
+use crate::system::Used;
 use crate::workload::SHUTDOWN;
 
 /// Seconds before the stall and after it, when nothing else is said.
@@ -337,7 +338,7 @@ impl Drill {
     ) -> Result<(), Fault> {
         let Drill { node, port, processes, board, .. } = self;
         // Read last: the maker's memory while the receiver caught up counts as well.
-        let peak_rss_bytes = system::peak_rss_bytes();
+        let peak_rss_bytes = resident::peak_rss_bytes();
         drop((port, processes));
         Box::new(Nodes(vec![node])).shutdown(SHUTDOWN)?;
         let (used, counters) = sum(&reports);
@@ -349,6 +350,7 @@ impl Drill {
             again: 0,
             forestalled: self.passed,
             partial: self.stop.is_set(),
+            peak: None,
         };
         let mut report = Report::new(&Figures {
             workload: "stall",
@@ -360,7 +362,7 @@ impl Drill {
             used,
             peak_rss_bytes,
         });
-        let [_, [maker, _, stalled]] = reports;
+        let [_, [maker, healthy, stalled]] = reports;
         let [before, during, after] = phases.map(Phase::gbit_s);
         let ratio = ratio(during, before);
         let recovered_ms = self.recovered.map(|time| digits(time.as_secs_f64() * 1e3));
@@ -370,6 +372,7 @@ impl Drill {
             "healthy_gbit_s_after": digits(after),
             "healthy_ratio": digits(ratio),
             "peak_rss_bytes": peak_rss_bytes,
+            "all_peak_rss_bytes": peak_rss_bytes + healthy.peak_rss_bytes + stalled.peak_rss_bytes,
             "bound_bytes": maker.bound_bytes,
             "lost": outcome.flaws.lost,
             "active_at_return": self.at_return,
@@ -379,11 +382,11 @@ impl Drill {
             "stalled_bound_bytes": stalled.bound_bytes,
         });
         report.add("stall", figures);
-        let healthy = format!("{before:.2} Gbit/s before, {during:.2} during ({ratio:.2}), {after:.2} after");
+        let told = format!("{before:.2} Gbit/s before, {during:.2} during ({ratio:.2}), {after:.2} after");
         let against = |peak, bound| format!("{} of at most {}", mib(peak), mib(bound));
         let there =
             recovered_ms.map_or("not all of them came".to_owned(), |ms| format!("there after {ms} ms"));
-        report.row("healthy receivers", healthy);
+        report.row("healthy receivers", told);
         report.row("memory of the maker's process", against(peak_rss_bytes, maker.bound_bytes));
         report.row("of the stalled one's", against(stalled.peak_rss_bytes, stalled.bound_bytes));
         report.row("active when it came back", format!("{} that it lacked, {there}", self.at_return));

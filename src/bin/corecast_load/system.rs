@@ -118,15 +118,6 @@ pub(crate) fn freeze(child: &Child, stop: bool) -> Result<(), Fault> {
     Err(Fault::new(Exit::Os, format!("process {pid} cannot be sent a signal: {error}")))
 }
 
-/// The most memory this process has had resident, in bytes; 0 where the system does not say.
-pub(crate) fn peak_rss_bytes() -> u64 {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    let kib =
-        line.and_then(|line| line.trim().strip_suffix("kB")).and_then(|kib| kib.trim().parse::<u64>().ok());
-    kib.unwrap_or(0) * 1024
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -137,7 +128,6 @@ mod tests {
         let boxes = || std::hint::black_box((0..1_000).map(Box::new).collect::<Vec<Box<i32>>>()).len();
         assert_eq!(boxes() + std::thread::spawn(boxes).join().unwrap(), 2_000);
         assert!(Used::now().unwrap().since(&before).allocations >= 2_000);
-        assert!(peak_rss_bytes() > 100_000);
     }
 
     #[test]

@@ -13,6 +13,7 @@ use crate::subnet::fault::Fault;
 use crate::subnet::flow::{self, Edge, Hold, Measured, Outcome, Pace, Stream, Times};
 use crate::subnet::loopback::{self, Plan};
 use crate::subnet::port::Subnet;
+use crate::subnet::resident;
 use crate::subnet::stop::Stop;
 use crate::system::{self, Used};
 
@@ -127,7 +128,7 @@ fn once(run: &Run, plan: &Plan, streams: Vec<Stream>) -> Result<(Outcome, Used, 
     let measure = run.measure(SECONDS);
     let times = Times { warm_up: (measure / 5).min(Duration::from_secs(1)), measure, grace: GRACE };
     let measured = measure_once(&mut subnet, streams, times, &stop);
-    let peak_rss_bytes = system::peak_rss_bytes();
+    let peak_rss_bytes = resident::peak_rss_bytes();
     let (outcome, used) = shut_down(subnet, measured)?;
     Ok((outcome, used, peak_rss_bytes))
 }
@@ -165,7 +166,7 @@ pub(crate) fn mixed(options: &Mixed) -> Result<(), Fault> {
     let mut subnet = loopback::start(&plan)?;
     system::run_promptly();
     let measured = alternate(options, &mut subnet, &stop);
-    let peak_rss_bytes = system::peak_rss_bytes();
+    let peak_rss_bytes = resident::peak_rss_bytes();
     let [(mut alone, _), (beside, used)] = shut_down(subnet, measured)?;
     let (bulk, probe) = (&beside.kinds[0], &beside.kinds[1]);
     let mut report = Report::new(&Figures {

@@ -13,6 +13,7 @@ use super::counters::Counters;
 use super::fault::{Exit, Fault};
 use super::listen::Listener;
 use super::port::{Arrival, Refusal, Subnet};
+use super::resident::Peak;
 use super::stop::Stop;
 
 pub(crate) use measured::{Flaws, Measured, Outcome, faulty};
@@ -72,6 +73,7 @@ pub(crate) fn run(
         let made = flow.make(subnet, now)?;
         let taken = flow.drain(subnet);
         flow.abort_due(subnet, now);
+        flow.peak.look(now, flow.bytes_on_the_way);
         if !made && !taken {
             let next = if flow.measuring { measure_to } else { measure_from };
             flow.wait(subnet, &listener, next.min(flow.next_due(now)));
@@ -94,6 +96,7 @@ struct Flow {
     streams: Vec<StreamState>,
     template: Vec<u8>,
     on_the_way: u64,
+    bytes_on_the_way: u64,
     measuring: bool,
     measured_from: Instant,
     kinds: Vec<Measured>,
@@ -103,6 +106,7 @@ struct Flow {
     again: u64,
     forestalled: u64,
     partial: bool,
+    peak: Peak,
 }
 
 impl Flow {
@@ -118,6 +122,7 @@ impl Flow {
             streams: streams.into_iter().enumerate().map(state).collect(),
             template,
             on_the_way: 0,
+            bytes_on_the_way: 0,
             measuring: false,
             measured_from: begin,
             kinds: nothing(kinds)?,
@@ -127,6 +132,7 @@ impl Flow {
             again: 0,
             forestalled: 0,
             partial: false,
+            peak: Peak::new(),
         })
     }
 
@@ -192,6 +198,7 @@ impl Flow {
             if self.streams[index].is_open() && self.measuring {
                 self.kinds[kind].late.record(start.elapsed());
             }
+            self.bytes_on_the_way += body.len() as u64;
             let made = Slot { number, id, body, start, missing, given_up: false };
             self.streams[index].take_slot(slot, made);
             self.on_the_way += 1;
@@ -308,6 +315,7 @@ impl Flow {
 
     fn complete(&mut self, subnet: &Subnet, index: usize, slot: u32) {
         self.on_the_way -= 1;
+        self.bytes_on_the_way -= self.streams[index].slots[slot as usize].body.len() as u64;
         if let Hold::UntilComplete = self.streams[index].stream.hold {
             self.abort(subnet, index, slot);
             self.streams[index].free(slot);
@@ -345,6 +353,7 @@ impl Flow {
         let (open, kind, held) = (state.is_open(), state.stream.kind, &mut state.slots[slot as usize]);
         held.given_up = true;
         let (start, left) = (held.start, held.missing.count_ones() as usize);
+        self.bytes_on_the_way -= held.body.len() as u64;
         self.forestalled += left as u64;
         self.on_the_way -= 1;
         if self.counts(start, open) {
@@ -362,6 +371,7 @@ impl Flow {
         while self.on_the_way > 0 && Instant::now() < until {
             let now = Instant::now();
             self.abort_due(subnet, now);
+            self.peak.look(now, self.bytes_on_the_way);
             if !self.drain(subnet) {
                 let next = self.streams.iter().filter_map(StreamState::next_abort_at).min();
                 self.wait(subnet, listener, next.map_or(until, |next| next.min(until)));
@@ -383,8 +393,8 @@ impl Flow {
     }
 
     fn into_outcome(self) -> Outcome {
-        let Flow { seconds, kinds, counters, flaws, again, forestalled, partial, .. } = self;
-        Outcome { seconds, kinds, counters, flaws, again, forestalled, partial }
+        let Flow { seconds, kinds, counters, flaws, again, forestalled, partial, peak, .. } = self;
+        Outcome { seconds, kinds, counters, flaws, again, forestalled, partial, peak: Some(peak) }
     }
 }
 

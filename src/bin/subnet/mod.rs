@@ -13,6 +13,7 @@ pub(crate) mod loopback;
 pub(crate) mod memory;
 pub(crate) mod port;
 pub(crate) mod real;
+pub(crate) mod resident;
 pub(crate) mod single;
 pub(crate) mod stop;
 pub(crate) mod terminal;

@@ -8,6 +8,7 @@ use std::sync::{Arc, Barrier, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
+use compio::driver::ProactorBuilder;
 use compio::net::UdpSocket;
 use compio::runtime::{RuntimeBuilder, spawn};
 use compio_quic::crypto::rustls::{QuicClientConfig, QuicServerConfig};
@@ -26,12 +27,13 @@ use crate::contender::{Contender, Task};
 use crate::drive::{Run, drive};
 use crate::intake::Intake;
 use crate::message::Message;
+use crate::options::Makers;
 use crate::{Failure, host};
 
 /// Bytes of each socket buffer.
 const SOCKET_BUFFER: usize = 8 << 20;
-/// Bytes that a peer may have in flight.
-const WINDOW: u32 = 2 << 20;
+/// Bytes that a peer may have in flight; with less it is slower, with more no faster.
+const WINDOW: u32 = 1 << 20;
 const SEND_WINDOW: u64 = 4 << 20;
 /// Messages up to this size are copied together into blocks.
 const COALESCE: usize = 16 << 10;
@@ -55,6 +57,7 @@ struct Mesh {
 
 struct Flood {
     mesh: Arc<Mesh>,
+    one_maker: bool,
     threads: Vec<UnboundedSender<Command>>,
 }
 
@@ -74,7 +77,7 @@ pub(crate) fn run(run: Run) -> Result<Value, Failure> {
     let addresses = sockets.iter().map(|socket| socket.local_addr()).collect::<Result<_, _>>()?;
     drop(sockets);
     let mesh = Arc::new(Mesh {
-        mtu: run.choice.mtu.min(super::QUINN_MTU),
+        mtu: run.choice.mtu.min(super::COMPIO_MTU),
         keys: Keys::new(nodes, rustls::crypto::ring::default_provider())?,
         board: run.board.clone(),
         links: Links::new(nodes),
@@ -93,7 +96,7 @@ pub(crate) fn run(run: Run) -> Result<Value, Failure> {
         });
         sender
     });
-    let flood = Flood { threads: threads.collect(), mesh };
+    let flood = Flood { threads: threads.collect(), mesh, one_maker: run.choice.makers == Makers::First };
     barrier.wait();
     // All listen before any dials.
     let begin = |node: usize| flood.tell(node, |done| Command::Start { node, peers: Vec::new(), done });
@@ -116,7 +119,14 @@ pub(crate) fn run(run: Run) -> Result<Value, Failure> {
 
 impl Flood {
     fn thread(&self, node: usize) -> &UnboundedSender<Command> {
-        &self.threads[node % self.threads.len()]
+        let threads = self.threads.len();
+        match node {
+            // Who alone makes everything has a core to itself.
+            node if self.one_maker && threads > 1 => {
+                &self.threads[if node == 0 { 0 } else { 1 + (node - 1) % (threads - 1) }]
+            }
+            node => &self.threads[node % threads],
+        }
     }
 
     /// Tells a node's thread something and waits until it is done.
@@ -162,7 +172,11 @@ fn thread(
     commands: UnboundedReceiver<Command>,
     barrier: &Barrier,
 ) -> Result<(), Failure> {
-    let runtime = RuntimeBuilder::new().thread_affinity([index].into()).build();
+    let mut proactor = ProactorBuilder::new();
+    // A thread's completions need not interrupt it.
+    proactor.coop_taskrun(true).taskrun_flag(true);
+    let mut builder = RuntimeBuilder::new();
+    let runtime = builder.with_proactor(proactor).thread_affinity([index].into()).build();
     barrier.wait();
     runtime?.block_on(obey(mesh, commands));
     Ok(())

@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::subnet::counters::Counters;
 use crate::subnet::fault::Fault;
 use crate::subnet::latency::Latency;
+use crate::subnet::resident::Peak;
 
 /// How many of `nodes` may be faulty in a subnet that tolerates as many as can be.
 pub(crate) fn faulty(nodes: usize) -> usize {
@@ -84,6 +85,8 @@ pub(crate) struct Outcome {
     pub(crate) forestalled: u64,
     /// The user ended it early.
     pub(crate) partial: bool,
+    /// Over the whole run, where that was looked for.
+    pub(crate) peak: Option<Peak>,
 }
 
 /// Broken promises of the run.
@@ -119,5 +122,7 @@ impl Outcome {
         self.again += other.again;
         self.forestalled += other.forestalled;
         self.partial |= other.partial;
+        let both = self.peak.into_iter().chain(other.peak);
+        self.peak = both.max_by_key(|peak| peak.bytes);
     }
 }

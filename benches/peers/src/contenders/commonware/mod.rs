@@ -1,4 +1,7 @@
-//! commonware-p2p, authenticated, with known addresses, over TCP; on its tokio and on its io_uring runtime.
+//! commonware-p2p, authenticated, with known addresses, over TCP: by itself, on its tokio and on its io_uring runtime; and
+//! below the engine of commonware-broadcast.
+
+mod broadcast;
 
 use std::future::pending;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -7,7 +10,8 @@ use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use commonware_cryptography::{ChaCha20Poly1305, Signer, ed25519};
+use broadcast::Engines;
+use commonware_cryptography::{ChaCha20Poly1305, Digestible, Signer, ed25519};
 use commonware_p2p::authenticated::lookup;
 use commonware_p2p::{
     Address, AddressableManager, CheckedSender, LimitedSender, Receiver, Recipients, Sender,
@@ -38,15 +42,25 @@ impl<E: Spawner + Clock + CryptoRng + Network + Resolver + Metrics + Supervisor>
 
 /// Messages of a channel that wait, and that may come in a burst from one peer.
 const BURST: u32 = 1024;
-/// Internal mailboxes.
-const MAILBOX: usize = 1024;
+/// Messages that wait in an internal mailbox: 1,024.
+const MAILBOX: NonZeroUsize = NonZeroUsize::MIN.saturating_add(1023);
 /// Bytes of the largest artifact and its head.
 const LARGEST: u32 = (64 << 20) + 1024;
 /// How long nodes may take to find one another.
 const CONNECT: Duration = Duration::from_secs(60);
 
+/// What carries artifacts.
+#[derive(Debug, Clone, Copy)]
+enum Way {
+    /// A channel of the network, as messages.
+    Channel,
+    /// The engine of commonware-broadcast, which keeps so many artifacts of each maker.
+    Engine { cached: usize },
+}
+
 struct Flood<E: Context> {
     context: Mutex<E>,
+    way: Way,
     keys: Vec<ed25519::PrivateKey>,
     addresses: Vec<SocketAddr>,
     board: Arc<Board>,
@@ -54,49 +68,59 @@ struct Flood<E: Context> {
 }
 
 struct Node<E: Context> {
+    /// Takes artifacts, or their digests where engines take the artifacts.
     sender: lookup::Sender<ed25519::PublicKey, E>,
+    engines: Option<Engines>,
     tasks: Vec<Handle<()>>,
 }
 
 pub(crate) fn run_tokio(run: Run) -> Result<Value, Failure> {
     let config = tokio::Config::new().with_worker_threads(run.choice.cores);
-    start(run, tokio::Runner::new(config))
+    start(run, Way::Channel, tokio::Runner::new(config))
 }
 
 pub(crate) fn run_uring(run: Run) -> Result<Value, Failure> {
     let config = iouring::Config::new().with_worker_threads(run.choice.cores);
-    start(run, iouring::Runner::new(config))
+    start(run, Way::Channel, iouring::Runner::new(config))
+}
+
+pub(crate) fn run_broadcast(run: Run) -> Result<Value, Failure> {
+    let config = tokio::Config::new().with_worker_threads(run.choice.cores);
+    let cached = run.choice.inflight.max(broadcast::LEAST_CACHED);
+    start(run, Way::Engine { cached }, tokio::Runner::new(config))
 }
 
 /// The runtime lives on a thread of its own, which the end of the process ends.
-fn start<R>(run: Run, runner: R) -> Result<Value, Failure>
+fn start<R>(run: Run, way: Way, runner: R) -> Result<Value, Failure>
 where
     R: Runner + Send + 'static,
     R::Context: Context,
 {
     let (sender, flood) = std::sync::mpsc::sync_channel(1);
     let (nodes, board) = (run.choice.nodes, run.board.clone());
-    std::thread::spawn(move || runner.start(|context| live(context, nodes, board, sender)));
+    std::thread::spawn(move || runner.start(|context| live(context, way, nodes, board, sender)));
     let flood = Arc::new(flood.recv()??);
     drive(&flood, run)
 }
 
 async fn live<E: Context>(
     context: E,
+    way: Way,
     nodes: usize,
     board: Arc<Board>,
     sender: SyncSender<Result<Flood<E>, Failure>>,
 ) {
-    let started = Flood::start(context, nodes, board).await;
+    let started = Flood::start(context, way, nodes, board).await;
     if sender.send(started).is_ok() {
         pending::<()>().await;
     }
 }
 
 impl<E: Context> Flood<E> {
-    async fn start(context: E, nodes: usize, board: Arc<Board>) -> Result<Flood<E>, Failure> {
+    async fn start(context: E, way: Way, nodes: usize, board: Arc<Board>) -> Result<Flood<E>, Failure> {
         let flood = Flood {
             context: Mutex::new(context),
+            way,
             keys: (0..nodes as u64).map(ed25519::PrivateKey::from_seed).collect(),
             addresses: free_addresses(nodes)?,
             board,
@@ -123,8 +147,7 @@ impl<E: Context> Flood<E> {
         };
         let cups = Cups::<_, ChaCha20Poly1305>::new(handshake, cups::Version::V1);
         let peers = NonZeroUsize::new(self.keys.len()).ok_or("no nodes")?;
-        let mailbox = NonZeroUsize::new(MAILBOX).ok_or("no mailbox")?;
-        let mut config = lookup::Config::local(cups, b"peers", self.addresses[node], peers, LARGEST, mailbox);
+        let mut config = lookup::Config::local(cups, b"peers", self.addresses[node], peers, LARGEST, MAILBOX);
         let many = NonZeroU32::new(4096).ok_or("no quota")?;
         config.peer_connection_cooldown = Duration::from_millis(250);
         config.dial_frequency = Duration::from_millis(50);
@@ -140,8 +163,28 @@ impl<E: Context> Flood<E> {
         let quota = Quota::with_period(Duration::from_micros(1)).ok_or("no quota")?.allow_burst(burst);
         let (sender, receiver) = network.register(0, quota);
         let board = self.board.clone();
-        let receive = self.child("receive").spawn(move |_| receive(receiver, node, board));
-        Ok(Node { sender, tasks: vec![network.start(), receive] })
+        let (engines, mut tasks) = match self.way {
+            Way::Channel => {
+                let receive = self.child("receive").spawn(move |_| receive(receiver, node, board));
+                (None, vec![receive])
+            }
+            Way::Engine { cached } => {
+                let key = self.keys[node].public_key();
+                let mut start = |channel, label, urgent| {
+                    let config = broadcast::config(key.clone(), oracle.clone(), cached, urgent);
+                    broadcast::start(self.child(label), config, network.register(channel, quota))
+                };
+                let [(bulk, first), (urgent, second)] = [start(1, "bulk", false), start(2, "urgent", true)];
+                let engines = Engines { bulk, urgent };
+                let subscribed = engines.clone();
+                let receive = self
+                    .child("receive")
+                    .spawn(move |_| broadcast::receive(receiver, subscribed, node, board));
+                (Some(engines), vec![first, second, receive])
+            }
+        };
+        tasks.push(network.start());
+        Ok(Node { sender, engines, tasks })
     }
 
     /// Waits until every node has a connection with every other.
@@ -168,9 +211,20 @@ impl<E: Context> Flood<E> {
 
 impl<E: Context> Contender for Flood<E> {
     async fn broadcast(&self, node: usize, message: Message) -> Result<(), Failure> {
+        let (body, urgent) = (message.joined(), message.urgent);
+        let artifact = match self.way {
+            Way::Channel => None,
+            Way::Engine { .. } => Some(broadcast::digested(body.clone()).await),
+        };
+        let mut node = lock(&self.nodes[node]);
+        let Some(node) = node.as_mut() else { return Ok(()) };
         // What a peer's queue has no room for is dropped; nobody is made to wait.
-        if let Some(node) = lock(&self.nodes[node]).as_mut() {
-            node.sender.send(Recipients::All, message.joined(), message.urgent);
+        match (artifact, &node.engines) {
+            (Some(artifact), Some(engines)) => {
+                node.sender.send(Recipients::All, broadcast::told(artifact.digest(), urgent), true);
+                engines.broadcast(artifact, urgent);
+            }
+            _ => drop(node.sender.send(Recipients::All, body, urgent)),
         }
         Ok(())
     }
