@@ -73,7 +73,10 @@ pub(crate) fn run(
         let made = flow.make(subnet, now)?;
         let taken = flow.drain(subnet);
         flow.abort_due(subnet, now);
-        flow.peak.look(now, flow.bytes_on_the_way);
+        if taken {
+            // Not just after something was made: that takes its way now, and may need this core.
+            flow.peak.look(now, flow.bytes_on_the_way);
+        }
         if !made && !taken {
             let next = if flow.measuring { measure_to } else { measure_from };
             flow.wait(subnet, &listener, next.min(flow.next_due(now)));
