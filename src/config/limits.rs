@@ -12,8 +12,9 @@ use crate::wire::{MAX_BATCH, MAX_FRAME};
 pub struct Settings {
     /// Bytes of the largest artifact. Default 8 MiB, 1 KiB to 64 MiB. Each connection may have a few of them in assembly.
     pub artifact_bytes: u32,
-    /// Bytes of UDP payload that every path of the subnet carries, 1,200 to 9,000. Default 1,452. Datagrams have this size
-    /// from the first packet: a larger value is the strongest lever on throughput, a wrong one breaks the connection.
+    /// Bytes of UDP payload that every path of the subnet carries, 1,200 to 9,000. Default 1,452. Full datagrams have this size
+    /// or up to 15 bytes less, so that they end with a whole AES block, and that from the first packet: a larger value is the
+    /// strongest lever on throughput, a wrong one breaks the connection.
     pub mtu: u16,
     /// Bytes asked for each socket's receive and send buffer. Default 8 MiB; the kernel may grant less.
     pub socket_buffer: usize,

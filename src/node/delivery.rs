@@ -46,8 +46,8 @@ pub trait Consumer: Send + Sync {
     /// Takes an event.
     fn handle_event(&self, event: Event) -> Disposition;
 
-    /// A lane has no further event now, after one or more: the moment to pass on together what they came to, and to wake
-    /// another thread once for all of them.
+    /// A run of events, at most 256, is over: the moment to pass on together what they came to, and to wake another thread
+    /// once for all of them.
     fn handle_pause(&self) {}
 }
 

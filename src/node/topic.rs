@@ -134,8 +134,8 @@ impl Topic {
     }
 
     /// [`Topic::broadcast_with`] for many artifacts, which are hashed side by side: of up to 1,024 bytes each, sixteen take about
-    /// as long as three do one by one ([`HashKind::ids`](crate::types::HashKind::ids)). Each is taken or refused by itself; what
-    /// became of it stands at its place.
+    /// as long as three do one by one, with AVX-512 ([`HashKind::ids`](crate::types::HashKind::ids)). Each is taken or refused by
+    /// itself; what became of it stands at its place.
     pub fn broadcast_all(
         &self,
         artifacts: impl IntoIterator<Item = (Bytes, Attribute)>,

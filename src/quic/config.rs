@@ -32,9 +32,10 @@ pub struct QuicConfig {
     pub membership: Arc<Membership>,
     /// This lane.
     pub lane: u16,
-    /// Bytes of UDP payload that the path is known to carry: 1,200 to 16,383.
+    /// Bytes of UDP payload that the path is known to carry: 1,200 to 16,383. Full datagrams have up to 15 bytes less, so that
+    /// they end with a whole AES block.
     pub mtu: u16,
-    /// Probe for larger datagrams up to this many bytes.
+    /// Probe for larger datagrams up to this many bytes, less as much.
     pub mtu_discovery_bound: Option<u16>,
     /// Bytes that a peer may send on one stream before they are read. At most 2 × 1,024 × `mtu`: beyond that,
     /// losing every second packet of a window makes quinn-proto 0.11.19 close the connection ("too many

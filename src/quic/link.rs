@@ -68,6 +68,7 @@ impl Shared {
     /// A frame of a batch: a body that it pushes is hashed later, with others.
     pub(super) fn emit_frame(&mut self, peer: PeerIndex, mut frame: Frame) {
         let Some((topic, _)) = frame.pushed() else {
+            // Nothing in it is hashed.
             return self.emit(peer, Incoming::Frame(frame.verified(HashKind::default())));
         };
         match self.hash_of(topic) {

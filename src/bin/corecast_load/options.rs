@@ -62,7 +62,7 @@ pub(crate) struct Run {
     /// the mishap, and as many after it [default: 10; stall and rejoin 5]
     #[arg(long, value_parser = value_parser!(u64).range(1..=86_400))]
     pub(crate) seconds: Option<u64>,
-    /// Bytes of UDP payload of each datagram, 1200 to 9000
+    /// Bytes of UDP payload of a datagram at most, 1200 to 9000
     #[arg(long, default_value_t = 1452, value_parser = value_parser!(u16).range(1200..=9000))]
     pub(crate) mtu: u16,
     /// Cores to pin executors to, as in 0-3,6 [default: the first of those allowed, one for each lane]

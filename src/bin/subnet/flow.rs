@@ -386,6 +386,8 @@ impl Flow {
                 self.wait(subnet, listener, until);
             }
         }
+        // Whatever grew since the last look counts as beyond what is on its way.
+        self.peak.look(Instant::now(), self.bytes_on_the_way);
         let slots = self.streams.iter().flat_map(|state| &state.slots).filter(|slot| !slot.given_up);
         self.flaws.lost = slots.map(|slot| u64::from(slot.missing.count_ones())).sum();
     }
