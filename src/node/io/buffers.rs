@@ -1,9 +1,10 @@
 //! The ring of provided buffers: memory into which the kernel writes whatever arrives, without being asked
 //! each time.
 //!
-//! Each buffer is an allocation of its own, so a large batch is handed over as it lies and replaced by a
-//! fresh allocation; a small one is copied out and its buffer is provided again. Between [`Buffers::provide`]
-//! and the completion that names it, a buffer belongs to the kernel.
+//! Each buffer is an allocation of its own, so a large batch is handed over as it lies, and its place taken by one that was
+//! handed over before and that nobody holds any more: as long as batches are read at once, the same few buffers go round, and
+//! stay in the cache. A small batch is copied out and its buffer is provided again. Between [`Buffers::provide`] and the
+//! completion that names it, a buffer belongs to the kernel.
 #![allow(unsafe_code)]
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
@@ -12,7 +13,7 @@ use std::mem;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU16, Ordering};
 
-use bytes::{Buf, BytesMut};
+use bytes::BytesMut;
 use io_uring::Submitter;
 use io_uring::types::BufRingEntry;
 
@@ -33,6 +34,9 @@ pub(super) const NAME_ROOM: usize = 32;
 /// The one buffer group of a ring.
 pub(super) const GROUP: u16 = 0;
 
+/// Buffers handed over that are waited for; one that is held for longer (data arrived out of order) is let go.
+const LENT: usize = 32;
+
 const PAGE_BYTES: usize = 4096;
 
 /// Provided buffers by number, and the ring in which the kernel finds them.
@@ -45,6 +49,8 @@ pub(super) struct Buffers {
     /// Which of the provided ones the kernel has not used up.
     with_kernel: usize,
     memory: Vec<BytesMut>,
+    /// What is left of those that were handed over, the latest last: a handle by which the whole comes back.
+    lent: Vec<BytesMut>,
 }
 
 impl Buffers {
@@ -57,7 +63,15 @@ impl Buffers {
             Layout::from_size_align(bytes.next_multiple_of(PAGE_BYTES), PAGE_BYTES).unwrap_or(PAGE_LAYOUT);
         // SAFETY: the layout's size is at least a page.
         let Some(entries) = NonNull::new(unsafe { alloc_zeroed(layout) }) else { handle_alloc_error(layout) };
-        Buffers { entries: entries.cast(), layout, capacity, tail: 0, with_kernel: 0, memory: Vec::new() }
+        Buffers {
+            entries: entries.cast(),
+            layout,
+            capacity,
+            tail: 0,
+            with_kernel: 0,
+            memory: Vec::new(),
+            lent: Vec::new(),
+        }
     }
 
     /// Tells the kernel where the ring is. Until [`unregister`](Self::unregister) it reads the ring and
@@ -75,7 +89,7 @@ impl Buffers {
     }
 
     /// Adds fresh buffers until there are `total`, as far as the ring's capacity goes.
-    pub(super) fn grow(&mut self, total: usize) {
+    pub(super) fn fill(&mut self, total: usize) {
         while self.memory.len() < total.min(usize::from(self.capacity)) {
             self.memory.push(fresh());
             self.provide(self.memory.len() as u16 - 1);
@@ -109,9 +123,10 @@ impl Buffers {
         let received = Batch::parse(memory).map(|batch| {
             let Batch { from, ecn, stride } = batch;
             let data = if len - HEADER_BYTES >= HAND_OVER_BYTES {
-                let mut whole = mem::replace(memory, fresh());
-                whole.advance(HEADER_BYTES);
-                whole
+                let data = memory.split_off(HEADER_BYTES);
+                let next = reclaim(&mut self.lent).unwrap_or_else(fresh);
+                self.lent.push(mem::replace(memory, next));
+                data
             } else {
                 BytesMut::from(&memory[HEADER_BYTES..])
             };
@@ -158,6 +173,16 @@ impl Drop for Buffers {
         // SAFETY: allocated with this layout in `new`; the owner drops us only when the kernel has let go.
         unsafe { dealloc(self.entries.as_ptr().cast(), self.layout) };
     }
+}
+
+/// A buffer that was lent and is whole again, the latest first, for the cache has it.
+fn reclaim(lent: &mut Vec<BytesMut>) -> Option<BytesMut> {
+    let at = lent.iter_mut().rposition(|memory| memory.try_reclaim(BUFFER_BYTES));
+    if at.is_none() && lent.len() == LENT {
+        // Whoever holds the rest of it frees it.
+        lent.remove(0);
+    }
+    at.map(|at| lent.remove(at))
 }
 
 /// Memory for one batch with its header. The header's bytes are initialised, because the kernel leaves gaps

@@ -52,6 +52,8 @@ pub struct RingIo {
     sends: ManuallyDrop<Sends>,
     /// Batches that completed and were not handed over yet; at most one per receive buffer.
     ready: VecDeque<Arrival>,
+    /// Batches that have completed.
+    completed: u64,
     waker: ManuallyDrop<Box<Waker>>,
     /// Operations that the kernel has not ended. While any is left, no memory they point to is freed.
     in_flight: usize,
@@ -68,6 +70,8 @@ struct PortState {
     /// Operations of this port in the kernel, its cancellation included. The socket stays open until they
     /// have ended.
     in_flight: usize,
+    /// Batches that had completed on all ports when this one's last did.
+    served: u64,
     segmentation: Segmentation,
 }
 
@@ -135,16 +139,15 @@ impl Operation {
 
 /// Completions that can be outstanding at once.
 fn completions(limits: &IoLimits) -> usize {
-    let buffers = limits.buffers(limits.max_ports);
-    buffers // a batch in each receive buffer
-        + buffers // every send
+    limits.receives() // a batch in each receive buffer
+        + limits.sends(limits.max_ports) // every send
         + 2 * limits.max_ports // the end of each port's receive, and its cancellation
         + 2 // the wake word, and the cancellation of everything
 }
 
 /// Entries of the table of provided buffers.
 fn table_capacity(limits: &IoLimits) -> usize {
-    limits.buffers(limits.max_ports).next_power_of_two()
+    limits.receives().next_power_of_two()
 }
 
 /// Entries of the completion queue.
@@ -202,19 +205,22 @@ impl RingIo {
             buffers: ManuallyDrop::new(buffers),
             sends: ManuallyDrop::new(Sends::new()),
             ready: VecDeque::new(),
+            completed: 0,
             waker: ManuallyDrop::new(Box::new(waker)),
             in_flight: 0,
             counters: IoCounters::default(),
             scratch: Envelope::new(),
             _this_thread: PhantomData,
         };
+        io.buffers.fill(io.limits.receives());
+        io.ready.reserve(io.limits.receives());
         io.grow();
         Ok(io)
     }
 
     /// Whether this kernel's multishot receive works as this back end needs it, tried on a pair of sockets.
     pub(crate) fn probe() -> io::Result<()> {
-        let limits = IoLimits { base_buffers: 2, buffers_per_port: 0, max_buffers: 2, max_ports: 1 };
+        let limits = IoLimits { receive_buffers: 2, send_buffers: 1, max_ports: 1, ..IoLimits::default() };
         let mut io = RingIo::new(Arc::new(WakeWord::new()?), limits)?;
         // A pair of local sockets needs no network, which a fresh namespace may lack. Its datagrams carry no
         // address, so they count as discarded: they came through.
@@ -234,11 +240,7 @@ impl RingIo {
     }
 
     fn grow(&mut self) {
-        let total = self.limits.buffers(self.ports.len());
-        self.buffers.grow(total);
-        self.buffers.publish();
-        self.sends.grow(total);
-        self.ready.reserve(total);
+        self.sends.grow(self.limits.sends(self.ports.len()));
     }
 
     /// Puts an operation into the submission queue, emptying it into the kernel when it is full.
@@ -330,6 +332,10 @@ impl RingIo {
             self.buffers.completed();
             let len = usize::try_from(result).unwrap_or(0);
             self.ready.push_back(Arrival { port, buffer, len });
+            self.completed += 1;
+            if let Some(state) = self.ports.get_mut(port as usize) {
+                state.served = self.completed;
+            }
         } else {
             match -result {
                 libc::ENOBUFS => self.counters.receive_buffers_exhausted += 1,
@@ -372,9 +378,15 @@ impl RingIo {
         }
     }
 
-    /// Arms what must be armed and can be: a receive needs at least one buffer.
+    /// Arms what must be armed and can be: a receive needs at least one buffer. Who was served last comes last, for the first
+    /// may use up all buffers.
     fn arm(&mut self) -> io::Result<()> {
         self.buffers.publish();
+        if self.unarmed.len() > 1 {
+            let ports = &self.ports;
+            let served = |port: &u32| ports.get(*port as usize).map(|state| state.served);
+            self.unarmed.sort_unstable_by_key(|port| std::cmp::Reverse(served(port)));
+        }
         while self.buffers.with_kernel() > 0
             && let Some(port) = self.unarmed.pop()
         {
@@ -470,8 +482,13 @@ impl Io for RingIo {
             return Err(io::Error::new(io::ErrorKind::QuotaExceeded, "too many sockets on one executor"));
         }
         let segmentation = Segmentation::default();
-        let port =
-            self.ports.insert(PortState { socket, phase: Phase::Open, in_flight: 0, segmentation }) as u32;
+        let port = self.ports.insert(PortState {
+            socket,
+            phase: Phase::Open,
+            in_flight: 0,
+            served: 0,
+            segmentation,
+        }) as u32;
         self.unarmed.push(port);
         self.grow();
         self.arm()?;

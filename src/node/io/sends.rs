@@ -57,12 +57,12 @@ impl Sends {
         Sends { idle: Vec::new(), slots: Vec::new(), free: Vec::new(), starved: false }
     }
 
-    /// Adds buffers and slots until there are `total` of each.
+    /// Adds slots and buffers, which take no memory until they are used, until there are `total` of each.
     pub(super) fn grow(&mut self, total: usize) {
         while self.slots.len() < total {
             self.free.push(self.slots.len() as u32);
             self.slots.push(Slot { envelope: Envelope::new(), send: None });
-            self.idle.push(Vec::with_capacity(BUFFER_BYTES));
+            self.idle.push(Vec::new());
         }
     }
 
@@ -72,17 +72,17 @@ impl Sends {
 
     /// The buffer used last, whose memory is most likely in the cache.
     pub(super) fn take_buffer(&mut self, counters: &mut IoCounters) -> Option<Vec<u8>> {
-        let buffer = self.idle.pop();
-        if buffer.is_none() {
+        let Some(mut buffer) = self.idle.pop() else {
             self.starved = true;
             counters.send_buffers_exhausted += 1;
-        }
-        buffer
+            return None;
+        };
+        buffer.reserve(BUFFER_BYTES);
+        Some(buffer)
     }
 
     pub(super) fn return_buffer(&mut self, mut buffer: Vec<u8>) {
         buffer.clear();
-        buffer.reserve(BUFFER_BYTES);
         // A caller that brings buffers of its own does not make the pool grow.
         if self.idle.len() < self.slots.len() {
             self.idle.push(buffer);

@@ -73,7 +73,7 @@ impl SyscallIo {
             counters: IoCounters::default(),
             scratch: Envelope::new(),
         };
-        io.sends.grow(limits.buffers(0));
+        io.sends.grow(limits.sends(0));
         io
     }
 
@@ -216,7 +216,7 @@ impl Io for SyscallIo {
         let state = PortState { socket, segmentation: Segmentation::default(), readable: true, full: false };
         let port = self.ports.insert(state) as u32;
         self.order.push_back(port as usize);
-        self.sends.grow(self.limits.buffers(self.ports.len()));
+        self.sends.grow(self.limits.sends(self.ports.len()));
         Ok(Port(port))
     }
 
@@ -285,7 +285,7 @@ impl Io for SyscallIo {
             send_singly(state.socket.as_fd(), &mut self.scratch, transmit, payload, &mut self.counters);
             return self.sends.return_buffer(buffer);
         }
-        if self.queue.len() >= self.limits.buffers(self.ports.len()) {
+        if self.queue.len() >= self.limits.sends(self.ports.len()) {
             self.counters.send_errors.no_room += 1;
             return self.sends.return_buffer(buffer);
         }

@@ -48,7 +48,13 @@ fn each_default(scenario: impl Fn(&mut Bed)) {
 }
 
 fn tiny(buffers: usize) -> IoLimits {
-    IoLimits { base_buffers: buffers, buffers_per_port: 0, max_buffers: buffers, max_ports: 4 }
+    IoLimits {
+        receive_buffers: buffers,
+        send_buffers: buffers,
+        send_buffers_per_port: 0,
+        max_ports: 4,
+        ..IoLimits::default()
+    }
 }
 
 impl Bed {
@@ -193,6 +199,60 @@ fn more_bursts_than_buffers_are_all_received() {
         let numbers: Vec<u8> = batches.iter().map(|batch| batch.data[0]).collect();
         assert_eq!(numbers, (0..100).collect::<Vec<u8>>());
     });
+}
+
+#[test]
+fn ports_that_share_few_buffers_take_turns() {
+    each(tiny(2), "127.0.0.1", |bed| {
+        let mut ports = vec![(bed.port, bed.here)];
+        for _ in 0..2 {
+            let (socket, _) = bind("127.0.0.1:0".parse().unwrap(), BUFFERS).unwrap();
+            let here = socket.local_addr().unwrap();
+            ports.push((bed.io.open(socket).unwrap(), here));
+        }
+        for (_, here) in &ports {
+            (0..60).for_each(|_| drop(bed.far.send_to(&[7; 100], here)));
+        }
+        let mut arrived = [0; 3];
+        while arrived.iter().sum::<usize>() < 120 {
+            bed.io.park(Some(PATIENCE)).unwrap();
+            bed.io.receive(usize::MAX, &mut |port, _| {
+                let at = ports.iter().position(|(open, _)| *open == port).unwrap();
+                arrived[at] += 1;
+            });
+        }
+        assert!(arrived.iter().all(|count| *count >= 20), "{arrived:?}");
+    });
+}
+
+#[test]
+fn buffers_that_were_read_are_used_again() {
+    let wake = Arc::new(WakeWord::new().unwrap());
+    let mut io = Backend::Ring.start(wake, tiny(2)).unwrap();
+    let (socket, _) = bind("127.0.0.1:0".parse().unwrap(), BUFFERS).unwrap();
+    let here = socket.local_addr().unwrap();
+    let port = io.open(socket).unwrap();
+    let (mut places, mut held) = (std::collections::BTreeSet::new(), Vec::new());
+    for round in 0..40 {
+        let mut buffer = io.take_buffer().unwrap();
+        buffer.resize(1452 * 40, round);
+        io.send(port, &Transmit { to: here, ecn: None, segment: 1452, len: buffer.len() }, buffer);
+        let mut arrived = 0;
+        while arrived < 1452 * 40 {
+            io.park(Some(PATIENCE)).unwrap();
+            io.receive(64, &mut |_, batch| {
+                arrived += batch.data.len();
+                assert!(batch.data.iter().all(|byte| *byte == round));
+                places.insert(batch.data.as_ptr() as usize);
+                // Who holds one keeps it as it is.
+                if round % 8 == 0 {
+                    held.push((round, batch.data));
+                }
+            });
+        }
+    }
+    assert!(held.iter().all(|(round, data)| data.iter().all(|byte| byte == round)));
+    assert!(places.len() <= 3 + held.len(), "{} places for 40 batches", places.len());
 }
 
 #[test]
