@@ -33,7 +33,7 @@ use crate::types::{
     ArtifactId, Attribute, ConnectionNumber, IdMap, Instant, KeyedState, NodeId, PeerIndex, PerClass, Rng,
     StreamKey, TopicId, Verified,
 };
-use crate::wire::{CloseCode, Frame, Hello, Open, Refusal, Refused, Resync};
+use crate::wire::{BatchBuilder, CloseCode, Frame, Hello, Open, Refusal, Refused, Resync};
 
 pub use census::{ArtifactState, Census};
 
@@ -219,8 +219,8 @@ pub struct Engine {
     fetch_effects: Vec<FetchEffect>,
     /// Kept for its capacity.
     heard: Vec<ViewEffect>,
-    /// Bytes of the last batch: about what the next one needs.
-    last_batch: usize,
+    /// Where batches are built.
+    batch: BatchBuilder,
     score: Score,
     /// Peers in poor standing, and when to look again.
     poor: BTreeMap<PeerIndex, Instant>,
@@ -258,7 +258,7 @@ impl Engine {
             arriving: IdMap::with_hasher(KeyedState::new(&mut rng)),
             fetch_effects: Vec::new(),
             heard: Vec::new(),
-            last_batch: 0,
+            batch: BatchBuilder::default(),
             score: Score::new(peers),
             poor: BTreeMap::new(),
             next_push: 0,

@@ -12,7 +12,7 @@ mod time;
 
 pub use body::{BodyReader, TooLong, Verified};
 pub use class::{Class, PerClass};
-pub use datagram::{Ecn, Received, Transmit};
+pub use datagram::{Ecn, Received, Transmit, largest_stream_window};
 pub use hash::HashKind;
 pub use id::{
     ArtifactId, Attribute, AttributeTooLong, ConnectionNumber, NodeId, ParseIdError, PeerIndex,

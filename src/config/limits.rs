@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::types::PerClass;
+use crate::types::{PerClass, largest_stream_window};
 use crate::wire::{MAX_BATCH, MAX_FRAME};
 
 /// What a node's operator may set beyond identity and registry. [`Settings::default`] suits a subnet of up to 40 members.
@@ -170,8 +170,7 @@ impl Limits {
         let peers = members.saturating_sub(1);
         let share = |bytes: usize| bytes as u64 / peers.max(1) as u64;
         let window = share(granted.receive).clamp(Self::MIN_WINDOW, Self::MAX_WINDOW) & !0xfff;
-        // quinn-proto gives up a connection with more than 1,024 gaps in one stream; at worst every second datagram is lost.
-        let stream_window = window.min(2 * 1024 * u64::from(settings.mtu));
+        let stream_window = window.min(largest_stream_window(settings.mtu));
         // Peers with the same settings: an eighth of what a peer may send us is for urgent bytes alone, another stays spare, so
         // that bulk never uses up the flow control that an urgent byte needs.
         let urgent_reserve = window / 8;
@@ -279,7 +278,9 @@ mod tests {
         let limits = Limits::derive(&Settings::default(), 100, 1, granted(208 << 10));
         assert_eq!(limits.connection_window, Limits::MIN_WINDOW);
         let limits = Limits::derive(&Settings::default(), 2, 1, granted(1 << 30));
-        assert!(limits.stream_window <= 2 * 1024 * 1452);
+        // Full datagrams of 1,452 bytes carry 1,415 of a stream, or a few less.
+        assert!(limits.stream_window.div_ceil(1415 - 30) <= 2 * 1024);
+        assert!(limits.stream_window > 2 * 1024 * 1300);
     }
 
     #[test]

@@ -90,7 +90,26 @@ impl Engine {
 
     /// Updates of one class, as many as fit a batch.
     fn updates(&mut self, peer: PeerIndex, class: Class, bodies: bool) -> Option<Outgoing> {
-        let mut batch: Option<BatchBuilder> = None;
+        let mut batch = std::mem::take(&mut self.batch);
+        batch.begin();
+        let alone = self.pack_all(peer, class, bodies, &mut batch);
+        let outgoing = alone.or_else(|| {
+            // Words travel at least as `High`.
+            let class = if bodies { class } else { class.min(Class::High) };
+            (!batch.is_empty()).then(|| Outgoing::Batch { class, bytes: batch.take() })
+        });
+        self.batch = batch;
+        outgoing
+    }
+
+    /// Packs the topics of one class; a body that goes alone leaves the batch empty.
+    fn pack_all(
+        &mut self,
+        peer: PeerIndex,
+        class: Class,
+        bodies: bool,
+        batch: &mut BatchBuilder,
+    ) -> Option<Outgoing> {
         for index in 0..self.topics.len() {
             let Some(topic) = self.topics.get(index) else { break };
             let slots = &topic.slots;
@@ -98,19 +117,13 @@ impl Engine {
             if topic.config().class != class || !has {
                 continue;
             }
-            let batch = batch.get_or_insert_with(|| BatchBuilder::new(self.last_batch + self.last_batch / 4));
             match self.pack(index, peer, batch, bodies) {
                 Packed::All => (),
                 Packed::Stopped => break,
                 Packed::Alone(outgoing) => return Some(outgoing),
             }
         }
-        let batch = batch.filter(|batch| !batch.is_empty())?;
-        // Words travel at least as `High`.
-        let class = if bodies { class } else { class.min(Class::High) };
-        let bytes = batch.finish();
-        self.last_batch = bytes.len();
-        Some(Outgoing::Batch { class, bytes })
+        None
     }
 
     fn pack(&mut self, index: usize, peer: PeerIndex, batch: &mut BatchBuilder, bodies: bool) -> Packed {

@@ -15,7 +15,7 @@ use siphasher::sip::SipHasher13;
 use super::congestion::Congestion;
 use super::handshake::Handshakes;
 use super::identity::Identity;
-use crate::types::{HashKind, Instant, Membership, NodeId, Rng, TopicId};
+use crate::types::{HashKind, Instant, Membership, NodeId, Rng, TopicId, largest_stream_window};
 
 /// Tells which hash names a topic's artifacts; `None` for topics that this node does not know. Topics may be
 /// added while the lane runs, so it is asked anew for every body.
@@ -37,7 +37,7 @@ pub struct QuicConfig {
     pub mtu: u16,
     /// Probe for larger datagrams up to this many bytes, less as much.
     pub mtu_discovery_bound: Option<u16>,
-    /// Bytes that a peer may send on one stream before they are read. At most 2 × 1,024 × `mtu`: beyond that,
+    /// Bytes that a peer may send on one stream before they are read. At most [`largest_stream_window`]: beyond that,
     /// losing every second packet of a window makes quinn-proto 0.11.19 close the connection ("too many
     /// chunks").
     pub stream_window: u64,
@@ -172,7 +172,7 @@ impl QuicConfig {
                 return Err(QuicError::Mtu(mtu));
             }
         }
-        let limit = 2 * 1024 * u64::from(self.mtu);
+        let limit = largest_stream_window(self.mtu);
         if self.stream_window > limit {
             return Err(QuicError::StreamWindow { found: self.stream_window, mtu: self.mtu, limit });
         }
@@ -438,8 +438,8 @@ mod tests {
 
     #[test]
     fn a_stream_window_that_loss_could_turn_into_a_disconnect_is_refused() {
-        let config = QuicConfig { stream_window: 2 * 1024 * 1452 + 1, ..config() };
-        assert!(matches!(config.check(), Err(QuicError::StreamWindow { limit: 2_973_696, .. })));
+        let config = QuicConfig { stream_window: largest_stream_window(1452) + 1, ..config() };
+        assert!(matches!(config.check(), Err(QuicError::StreamWindow { limit: 2_820_096, .. })));
     }
 
     #[test]

@@ -135,18 +135,29 @@ pub enum Incoming {
     Fault(WireError),
 }
 
-/// Packs frames into the bytes of one batch stream.
-#[derive(Debug)]
+/// Packs frames into the bytes of one batch stream. One that lives on builds batch after batch in the same memory, which so stays
+/// in the cache and never has to grow: [`begin`](BatchBuilder::begin), `push`, [`take`](BatchBuilder::take).
+#[derive(Debug, Default)]
 pub struct BatchBuilder {
     bytes: BytesMut,
 }
 
 impl BatchBuilder {
+    /// From this many bytes on a batch keeps the memory it was built in.
+    const HAND_OVER: usize = MAX_BATCH / 2;
+
     /// An empty batch, with room reserved for `capacity` bytes.
     pub fn new(capacity: usize) -> BatchBuilder {
         let mut bytes = BytesMut::with_capacity(capacity.min(MAX_BATCH));
         bytes.extend_from_slice(&[STREAM_BATCH]);
         BatchBuilder { bytes }
+    }
+
+    /// Begins anew, with room for the largest batch.
+    pub fn begin(&mut self) {
+        self.bytes.clear();
+        self.bytes.reserve(MAX_BATCH);
+        self.bytes.extend_from_slice(&[STREAM_BATCH]);
     }
 
     /// Whether a frame of `encoded_len` bytes still fits.
@@ -175,10 +186,18 @@ impl BatchBuilder {
 
     /// Whether no frame was added.
     pub fn is_empty(&self) -> bool {
-        self.bytes.len() == 1
+        self.bytes.len() <= 1
     }
 
     /// The stream's bytes. They pin at most twice their number, for they live until the peer has acknowledged them.
+    pub fn take(&mut self) -> Bytes {
+        match self.bytes.len() < Self::HAND_OVER {
+            true => Bytes::copy_from_slice(&self.bytes),
+            false => std::mem::take(&mut self.bytes).freeze(),
+        }
+    }
+
+    /// The stream's bytes, of a builder that is not used again.
     pub fn finish(self) -> Bytes {
         match self.bytes.len() < self.bytes.capacity() / 2 {
             true => Bytes::copy_from_slice(&self.bytes),
