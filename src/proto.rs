@@ -34,4 +34,4 @@ pub use member::{MemberChange, MemberDifference, MemberError, difference};
 pub use pool::{Held, Pool, PoolFull, PoolLimits, Promotion, Stage};
 pub use score::{Fault, Score, Standing};
 pub use slots::{Active, Next, Origin, SlotLimits, Slots, SlotsError, Told};
-pub use view::{Heard, View, ViewEffect, ViewLimits};
+pub use view::{Claim, Heard, View, ViewEffect, ViewLimits};

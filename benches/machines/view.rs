@@ -1,6 +1,6 @@
 //! What peers say of their tables.
 
-use corecast::proto::{Heard, View, ViewEffect, ViewLimits};
+use corecast::proto::{Claim, Heard, View, ViewEffect, ViewLimits};
 use corecast::types::{ArtifactId, ConnectionNumber, PeerIndex, Rng, Slot, Version};
 use corecast::wire::MAX_SLOTS;
 
@@ -23,9 +23,10 @@ impl Tables {
     fn set(&mut self, peer: u16, slot: u32, id: ArtifactId) {
         self.version += 1;
         let (connection, version) = (ConnectionNumber(1), Version(self.version));
-        let heard = self.view.handle_set(PeerIndex(peer), connection, Slot(slot), version, id, &mut self.fx);
+        let claim = Claim { id, size: 1024 };
+        let heard =
+            self.view.handle_set(PeerIndex(peer), connection, Slot(slot), version, claim, &mut self.fx);
         assert_eq!(heard, Heard::Newer);
-        self.view.handle_size(PeerIndex(peer), &id, 1024);
         self.fx.clear();
     }
 

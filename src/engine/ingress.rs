@@ -1,7 +1,7 @@
 //! What links and the replica bring: every event of an artifact's life, as a transition of its [`Stage`].
 
 use crate::config::{Advert, Limits, Verdict};
-use crate::proto::{Active, Fault, Heard, Origin, Outcome, ViewEffect};
+use crate::proto::{Active, Claim, Fault, Heard, Origin, Outcome, ViewEffect};
 use crate::types::{ArtifactId, Attribute, Class, Instant, PeerIndex, StreamKey, Verified};
 use crate::wire::{
     Change, CloseCode, FetchRequest, Frame, Incoming, Refusal, Refused, Reply, Resync, Update,
@@ -135,7 +135,8 @@ impl Engine {
             self.refuse(peer, Refused { reason: Refusal::ArtifactSize, ..place }, now);
             return false;
         }
-        match topic.view.handle_set(peer, connection, place.slot, place.version, told.id, &mut self.heard) {
+        let claim = Claim { id: told.id, size: told.size };
+        match topic.view.handle_set(peer, connection, place.slot, place.version, claim, &mut self.heard) {
             Heard::Newer => (),
             Heard::Stale => {
                 self.counters.updates_stale += 1;
@@ -146,7 +147,6 @@ impl Engine {
                 return false;
             }
         }
-        topic.view.handle_size(peer, &told.id, told.size);
         self.follow(index, Some(told), now, fx);
         true
     }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 
-use super::{Active, Heard, Next, Origin, SlotLimits, Slots, Told, View, ViewEffect, ViewLimits};
+use super::{Active, Claim, Heard, Next, Origin, SlotLimits, Slots, Told, View, ViewEffect, ViewLimits};
 use crate::types::{ArtifactId, Attribute, Class, ConnectionNumber, PeerIndex, Rng, Slot, TopicId, Version};
 use crate::wire::Resync;
 
@@ -119,7 +119,8 @@ fn a_view_agrees_with_the_naive_one_after_every_random_operation() {
                 }
                 _ => {
                     let id = id(rng.below(5));
-                    let heard = view.handle_set(peer, number, at, Version(version), id, &mut fx);
+                    let heard =
+                        view.handle_set(peer, number, at, Version(version), Claim { id, size: 1 }, &mut fx);
                     assert_eq!(heard, naive.put(peer, connection, slot, version, Some(id)));
                 }
             }
@@ -192,7 +193,7 @@ impl Receiver {
         let connection = ConnectionNumber(self.connection);
         match self.flying.swap_remove_back(at) {
             Some(Message::Set(slot, version, id)) => {
-                self.view.handle_set(from, connection, slot, version, id, &mut self.fx);
+                self.view.handle_set(from, connection, slot, version, Claim { id, size: 1 }, &mut self.fx);
             }
             Some(Message::Clear(slot, version)) => {
                 self.view.handle_clear(from, connection, slot, version, &mut self.fx);

@@ -2,6 +2,8 @@
 //! what peers sent and the replica has not judged yet. A flood of the second kind never takes room from the
 //! first.
 
+use std::collections::hash_map;
+
 use bytes::Bytes;
 
 use crate::types::{ArtifactId, Attribute, IdMap, KeyedState, PeerIndex, Rng};
@@ -82,13 +84,15 @@ impl Pool {
     /// Takes a body that the replica made: validated from the start. One that a peer sent before is promoted;
     /// one that is validated already stays as it is.
     pub fn insert_own(&mut self, id: ArtifactId, bytes: Bytes, attribute: Attribute) -> Result<(), PoolFull> {
-        match self.validate(&id) {
-            Promotion::Promoted(_) | Promotion::Already(_) => Ok(()),
-            Promotion::Full(full) => Err(full),
-            Promotion::Unknown => {
-                self.insert(id, Held { bytes, attribute, stage: Stage::Validated, from: None })
-            }
-        }
+        let hash_map::Entry::Vacant(place) = self.held.entry(id) else {
+            return match self.validate(&id) {
+                Promotion::Full(full) => Err(full),
+                _ => Ok(()),
+            };
+        };
+        self.validated += fits(bytes.len(), self.validated, self.limits.validated_bytes)?;
+        place.insert(Held { bytes, attribute, stage: Stage::Validated, from: None });
+        Ok(())
     }
 
     /// Takes a body that `from` sent. One that the pool holds already stays as it is.
@@ -99,10 +103,10 @@ impl Pool {
         attribute: Attribute,
         from: PeerIndex,
     ) -> Result<(), PoolFull> {
-        if self.held.contains_key(&id) {
-            return Ok(());
-        }
-        self.insert(id, Held { bytes, attribute, stage: Stage::Unvalidated, from: Some(from) })
+        let hash_map::Entry::Vacant(place) = self.held.entry(id) else { return Ok(()) };
+        self.unvalidated += fits(bytes.len(), self.unvalidated, self.limits.unvalidated_bytes)?;
+        place.insert(Held { bytes, attribute, stage: Stage::Unvalidated, from: Some(from) });
+        Ok(())
     }
 
     /// The replica found `id` valid: its body moves from one budget to the other.
@@ -111,10 +115,10 @@ impl Pool {
         if held.stage == Stage::Validated {
             return Promotion::Already(held);
         }
-        let size = held.bytes.len() as u64;
-        if let Err(full) = fits(size, self.validated, self.limits.validated_bytes) {
-            return Promotion::Full(full);
-        }
+        let size = match fits(held.bytes.len(), self.validated, self.limits.validated_bytes) {
+            Ok(size) => size,
+            Err(full) => return Promotion::Full(full),
+        };
         self.unvalidated -= size;
         self.validated += size;
         held.stage = Stage::Validated;
@@ -156,19 +160,6 @@ impl Pool {
         self.held.is_empty()
     }
 
-    fn insert(&mut self, id: ArtifactId, held: Held) -> Result<(), PoolFull> {
-        let limit = match held.stage {
-            Stage::Validated => self.limits.validated_bytes,
-            Stage::Unvalidated => self.limits.unvalidated_bytes,
-        };
-        let used = self.used(held.stage);
-        let size = held.bytes.len() as u64;
-        fits(size, *used, limit)?;
-        *used += size;
-        self.held.insert(id, held);
-        Ok(())
-    }
-
     fn used(&mut self, stage: Stage) -> &mut u64 {
         match stage {
             Stage::Validated => &mut self.validated,
@@ -177,8 +168,10 @@ impl Pool {
     }
 }
 
-fn fits(size: u64, used: u64, limit: u64) -> Result<(), PoolFull> {
-    if size <= limit.saturating_sub(used) { Ok(()) } else { Err(PoolFull { size, used, limit }) }
+/// The bytes of a body, which fit.
+fn fits(size: usize, used: u64, limit: u64) -> Result<u64, PoolFull> {
+    let size = size as u64;
+    if size <= limit.saturating_sub(used) { Ok(size) } else { Err(PoolFull { size, used, limit }) }
 }
 
 #[cfg(test)]

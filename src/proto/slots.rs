@@ -10,6 +10,8 @@ mod refusals;
 #[cfg(test)]
 mod tests;
 
+use std::collections::hash_map;
+
 use bytes::Bytes;
 
 use super::DirtySet;
@@ -160,15 +162,14 @@ impl Slots {
     /// Makes `active` active: in the lowest free slot, with a new version, to be told to every connected
     /// peer.
     pub fn handle_broadcast(&mut self, active: Active) -> Result<Slot, SlotsError> {
-        if self.by_id.contains_key(&active.id) {
-            return Err(SlotsError::Duplicate);
-        }
-        if self.is_full() {
-            return Err(SlotsError::Full);
-        }
-        let version = self.next_version();
+        let full = self.is_full();
         let number = self.holes.next_at_or_after(0).unwrap_or(self.table.len() as u32);
-        self.by_id.insert(active.id, Slot(number));
+        match self.by_id.entry(active.id) {
+            hash_map::Entry::Occupied(_) => return Err(SlotsError::Duplicate),
+            hash_map::Entry::Vacant(_) if full => return Err(SlotsError::Full),
+            hash_map::Entry::Vacant(place) => place.insert(Slot(number)),
+        };
+        let version = self.next_version();
         let pushes = self.limits.pushes(&active);
         let place = Place { version, active: Some(active) };
         if self.holes.remove(number) {

@@ -5,6 +5,10 @@
 //! one of the later connection, or of the same connection and the higher version. A version never outlives
 //! its connection: `u64::MAX` blocks its slot only until the next one.
 
+use std::collections::hash_map;
+
+use smallvec::SmallVec;
+
 use crate::types::{ArtifactId, ConnectionNumber, IdMap, KeyedState, PeerIndex, Rng, Slot, Version};
 use crate::wire::{MAX_SLOTS, Resync};
 
@@ -12,7 +16,7 @@ use crate::wire::{MAX_SLOTS, Resync};
 #[derive(Debug, Clone, Copy)]
 pub struct ViewLimits {
     /// Slots that are kept of each peer; above [`MAX_SLOTS`] it counts as [`MAX_SLOTS`]. A used slot costs
-    /// about 60 bytes (in pages of 64 slots), and 32 to 120 more for an artifact that it names.
+    /// about 60 bytes (in pages of 64 slots), and an artifact that anybody names 100 to 200, and 24 to 48 more for each peer beyond two.
     pub slots_per_peer: u32,
     /// Peers; updates of indices at or above it are over the limit.
     pub peers: usize,
@@ -27,6 +31,15 @@ pub enum Heard {
     Stale,
     /// The slot (or the peer) is beyond the limits. Nothing has changed; the sender should be told.
     OverLimit,
+}
+
+/// What a peer says that one of its slots holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Claim {
+    /// The artifact.
+    pub id: ArtifactId,
+    /// Bytes of its body. Each peer is asked for what it says itself, so nobody's lie keeps a body from being fetched elsewhere.
+    pub size: u32,
 }
 
 /// What an update changed in who advertises what.
@@ -67,8 +80,11 @@ const PAGE: usize = 64;
 pub struct View {
     limits: ViewLimits,
     tables: Vec<Table>,
-    by_id: IdMap<Vec<Holder>>,
+    by_id: IdMap<Holders>,
 }
+
+/// Who names an id, by peer; never nobody.
+type Holders = SmallVec<[Holder; 2]>;
 
 /// A peer that names an id.
 #[derive(Debug)]
@@ -112,17 +128,17 @@ impl View {
         }
     }
 
-    /// `peer` says that `slot` holds `id`.
+    /// `peer` says what `slot` holds.
     pub fn handle_set(
         &mut self,
         peer: PeerIndex,
         connection: ConnectionNumber,
         slot: Slot,
         version: Version,
-        id: ArtifactId,
+        claim: Claim,
         fx: &mut Vec<ViewEffect>,
     ) -> Heard {
-        self.put(peer, slot, Entry { connection, version, id: Some(id) }, fx)
+        self.put(peer, slot, Entry { connection, version, id: Some(claim.id) }, claim.size, fx)
     }
 
     /// `peer` says that `slot` is free.
@@ -134,7 +150,7 @@ impl View {
         version: Version,
         fx: &mut Vec<ViewEffect>,
     ) -> Heard {
-        self.put(peer, slot, Entry { connection, version, id: None }, fx)
+        self.put(peer, slot, Entry { connection, version, id: None }, 0, fx)
     }
 
     /// `peer` states its whole table: what older connections left in slots that are not occupied is dropped,
@@ -179,16 +195,6 @@ impl View {
     /// [`Slots::next_update`](super::Slots::next_update) asks.
     pub fn advertises_since(&self, peer: PeerIndex, connection: ConnectionNumber, id: &ArtifactId) -> bool {
         self.holder(peer, id).is_some_and(|holder| holder.connection >= connection)
-    }
-
-    /// `peer`, which names `id`, says that its body has `size` bytes. Each peer is asked for what it says itself, so nobody's
-    /// lie keeps a body from being fetched elsewhere.
-    pub fn handle_size(&mut self, peer: PeerIndex, id: &ArtifactId, size: u32) {
-        if let Some(holders) = self.by_id.get_mut(id)
-            && let Ok(at) = place_of(holders, peer)
-        {
-            holders[at].size = size;
-        }
     }
 
     /// The slots in which `peer` has named an artifact on `since` or a later connection, ascending, each with the
@@ -251,7 +257,14 @@ impl View {
         holders.get(place_of(holders, peer).ok()?)
     }
 
-    fn put(&mut self, peer: PeerIndex, slot: Slot, entry: Entry, fx: &mut Vec<ViewEffect>) -> Heard {
+    fn put(
+        &mut self,
+        peer: PeerIndex,
+        slot: Slot,
+        entry: Entry,
+        size: u32,
+        fx: &mut Vec<ViewEffect>,
+    ) -> Heard {
         let Some(table) = self.tables.get_mut(peer.index()) else { return Heard::OverLimit };
         if slot.0 >= self.limits.slots_per_peer {
             return Heard::OverLimit;
@@ -269,37 +282,33 @@ impl View {
             self.leave(peer, id, fx);
         }
         if let Some(id) = entry.id {
-            self.join(peer, id, entry.connection, u32::from(old != Some(id)), fx);
+            let slots = u32::from(old != Some(id));
+            self.join(id, Holder { peer, slots, connection: entry.connection, size }, fx);
         }
         Heard::Newer
     }
 
-    /// `slots` more slots of `peer` name `id`.
-    fn join(
-        &mut self,
-        peer: PeerIndex,
-        id: ArtifactId,
-        connection: ConnectionNumber,
-        slots: u32,
-        fx: &mut Vec<ViewEffect>,
-    ) {
+    /// So many more slots of a peer name `id`.
+    fn join(&mut self, id: ArtifactId, new: Holder, fx: &mut Vec<ViewEffect>) {
         let holders = self.by_id.entry(id).or_default();
-        match place_of(holders, peer) {
+        match place_of(holders, new.peer) {
             Ok(at) => {
-                let holder = &mut holders[at];
-                holder.slots += slots;
-                holder.connection = holder.connection.max(connection);
+                let known = &mut holders[at];
+                known.slots += new.slots;
+                known.connection = known.connection.max(new.connection);
+                known.size = new.size;
             }
             Err(at) => {
-                fx.push(ViewEffect::Advertised { id, peer, first: holders.is_empty() });
-                holders.insert(at, Holder { peer, slots, connection, size: 0 });
+                fx.push(ViewEffect::Advertised { id, peer: new.peer, first: holders.is_empty() });
+                holders.insert(at, new);
             }
         }
     }
 
     /// One slot less of `peer` names `id`.
     fn leave(&mut self, peer: PeerIndex, id: ArtifactId, fx: &mut Vec<ViewEffect>) {
-        let Some(holders) = self.by_id.get_mut(&id) else { return };
+        let hash_map::Entry::Occupied(mut named) = self.by_id.entry(id) else { return };
+        let holders = named.get_mut();
         let Ok(at) = place_of(holders, peer) else { return };
         holders[at].slots -= 1;
         if holders[at].slots > 0 {
@@ -307,7 +316,7 @@ impl View {
         }
         holders.remove(at);
         if holders.is_empty() {
-            self.by_id.remove(&id);
+            named.remove();
             fx.push(ViewEffect::Withdrawn { id });
         } else {
             fx.push(ViewEffect::Unadvertised { id, peer });
@@ -378,7 +387,14 @@ mod tests {
     impl World {
         fn set(&mut self, peer: PeerIndex, connection: u64, slot: u32, version: u64, byte: u8) -> Heard {
             let (connection, version) = (ConnectionNumber(connection), Version(version));
-            self.view.handle_set(peer, connection, Slot(slot), version, id(byte), &mut self.fx)
+            self.view.handle_set(
+                peer,
+                connection,
+                Slot(slot),
+                version,
+                Claim { id: id(byte), size: 1 },
+                &mut self.fx,
+            )
         }
 
         fn clear(&mut self, peer: PeerIndex, connection: u64, slot: u32, version: u64) -> Heard {
