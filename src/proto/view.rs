@@ -16,7 +16,8 @@ use crate::wire::{MAX_SLOTS, Resync};
 #[derive(Debug, Clone, Copy)]
 pub struct ViewLimits {
     /// Slots that are kept of each peer; above [`MAX_SLOTS`] it counts as [`MAX_SLOTS`]. A used slot costs
-    /// about 60 bytes (in pages of 64 slots), and an artifact that anybody names 100 to 200, and 24 to 48 more for each peer beyond two.
+    /// about 60 bytes (in pages of 64 slots), an artifact that anybody names 100 to 200, and 24 to 48 more for each peer that
+    /// does beyond two.
     pub slots_per_peer: u32,
     /// Peers; updates of indices at or above it are over the limit.
     pub peers: usize,
