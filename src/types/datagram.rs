@@ -36,8 +36,8 @@ impl Ecn {
     }
 }
 
-/// The largest window of one stream, in bytes, over datagrams of `mtu` bytes: quinn-proto 0.11.19 closes a connection of which one
-/// stream has more than 1,024 gaps, and at worst every second datagram of a window is lost.
+/// The largest window of one stream, in bytes, over datagrams of `mtu` bytes: quinn-proto 0.11.19 closes a connection of which
+/// one stream has more than 1,024 gaps, and at worst every second datagram of a window is lost.
 pub const fn largest_stream_window(mtu: u16) -> u64 {
     /// What a full datagram may spend on other things: 41 bytes of packet header and tag (RFC 9000 §17.3.1), 19 of the
     /// frame's (§19.8), 15 that are left out to end with a whole AES block.
