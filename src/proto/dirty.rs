@@ -33,33 +33,52 @@ impl DirtySet {
 
     /// Adds `number`; whether it was missing.
     pub fn insert(&mut self, number: u32) -> bool {
-        if number >= self.capacity || self.contains(number) {
+        let (at, bit) = (number as usize / 64, 1 << (number % 64));
+        let Some(word) = self.levels[0].get_mut(at).filter(|_| number < self.capacity) else { return false };
+        let before = *word;
+        *word |= bit;
+        if before & bit != 0 {
             return false;
         }
-        let mut at = number as usize;
-        for level in &mut self.levels {
-            level[at / 64] |= 1 << (at % 64);
-            at /= 64;
-        }
         self.len += 1;
+        if before == 0 {
+            self.note(at);
+        }
         true
     }
 
     /// Takes `number` out; whether it was there.
     pub fn remove(&mut self, number: u32) -> bool {
-        if !self.contains(number) {
+        let (at, bit) = (number as usize / 64, 1 << (number % 64));
+        let Some(word) = self.levels[0].get_mut(at) else { return false };
+        if *word & bit == 0 {
             return false;
         }
-        let mut at = number as usize;
-        for level in &mut self.levels {
+        *word &= !bit;
+        self.len -= 1;
+        if *word == 0 {
+            self.note_empty(at);
+        }
+        true
+    }
+
+    /// The lowest level's word `at` is not empty any more.
+    fn note(&mut self, mut at: usize) {
+        for level in &mut self.levels[1..] {
+            level[at / 64] |= 1 << (at % 64);
+            at /= 64;
+        }
+    }
+
+    /// The lowest level's word `at` is empty now.
+    fn note_empty(&mut self, mut at: usize) {
+        for level in &mut self.levels[1..] {
             level[at / 64] &= !(1 << (at % 64));
             if level[at / 64] != 0 {
                 break;
             }
             at /= 64;
         }
-        self.len -= 1;
-        true
     }
 
     /// Whether `number` is a member.
@@ -70,6 +89,9 @@ impl DirtySet {
 
     /// The smallest member that is not below `from`.
     pub fn next_at_or_after(&self, from: u32) -> Option<u32> {
+        if self.len == 0 {
+            return None;
+        }
         let mut at = from as usize;
         for (height, level) in self.levels.iter().enumerate() {
             let bits = level.get(at / 64)? & (u64::MAX << (at % 64));
