@@ -220,6 +220,29 @@ fn a_push_without_room_is_fetched_later() {
 }
 
 #[test]
+fn what_a_batch_has_no_room_for_goes_with_the_next() {
+    // Adverts of 40 bytes or more each, and pushes of 1 KiB: three times what a batch holds.
+    for (count, size, threshold) in [(5000u32, 8, 0), (200, 1 << 10, 4 << 10)] {
+        let mut topic = topic();
+        (topic.push_threshold, topic.slots) = (threshold, count);
+        let mut subnet = Subnet::new(2, &topic);
+        for number in 0..count {
+            let mut body = vec![0; size];
+            body[..4].copy_from_slice(&number.to_le_bytes());
+            subnet.broadcast(0, &body);
+        }
+        let mut delivered = 0;
+        while delivered < count as usize {
+            subnet.settle();
+            let arrived = subnet.delivered(1);
+            assert!(!arrived.is_empty(), "{delivered} of {count} arrived");
+            delivered += arrived.len();
+            arrived.iter().for_each(|(id, _)| subnet.release(1, id));
+        }
+    }
+}
+
+#[test]
 fn thousands_of_artifacts_come_and_go_and_leave_nothing() {
     let mut subnet = Subnet::new(4, &topic());
     for round in 0..50u32 {

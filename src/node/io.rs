@@ -92,10 +92,10 @@ impl IoLimits {
         wanted.min(self.max_send_buffers).max(1)
     }
 
-    /// The most memory that one instance holds for buffers with `ports` open. Batches already handed over are
-    /// not part of it.
+    /// The most memory that one instance holds for buffers with `ports` open, those that it handed over and waits for among them.
     pub fn memory_bytes(&self, ports: usize) -> usize {
-        self.receives() * (BUFFER_BYTES + buffers::HEADER_BYTES) + self.sends(ports) * BUFFER_BYTES
+        let received = self.receives() + buffers::LENT;
+        received * (BUFFER_BYTES + buffers::HEADER_BYTES) + self.sends(ports) * BUFFER_BYTES
     }
 }
 

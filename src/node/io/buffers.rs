@@ -35,7 +35,7 @@ pub(super) const NAME_ROOM: usize = 32;
 pub(super) const GROUP: u16 = 0;
 
 /// Buffers handed over that are waited for; one that is held for longer (data arrived out of order) is let go.
-const LENT: usize = 32;
+pub(super) const LENT: usize = 32;
 
 const PAGE_BYTES: usize = 4096;
 
