@@ -198,11 +198,8 @@ impl BatchBuilder {
     }
 
     /// The stream's bytes, of a builder that is not used again.
-    pub fn finish(self) -> Bytes {
-        match self.bytes.len() < self.bytes.capacity() / 2 {
-            true => Bytes::copy_from_slice(&self.bytes),
-            false => self.bytes.freeze(),
-        }
+    pub fn finish(mut self) -> Bytes {
+        self.take()
     }
 }
 
