@@ -24,9 +24,11 @@ mod handshake;
 mod identity;
 mod ingress;
 mod keys;
+mod lines;
 mod link;
 mod members;
 mod pace;
+mod shares;
 mod timers;
 mod tls;
 
@@ -46,6 +48,7 @@ use config::{Clock, FirstIds};
 use dial::{Backoff, Dialer};
 use door::{Door, Verdict};
 use egress::SendWindows;
+use lines::Lines;
 use link::{Abandoned, Link, Phase, Shared, StreamLimits};
 use timers::{Timer, Timers};
 use tls::Tls;
@@ -53,7 +56,8 @@ use tls::Tls;
 pub(crate) use handshake::{Handshakes, alert_of, identity_of};
 
 use crate::types::{
-    Class, ConnectionNumber, Ecn, Instant, Membership, NodeId, PeerIndex, Received, Rng, StreamKey, Transmit,
+    Classes, ConnectionNumber, Ecn, Instant, Membership, NodeId, PeerIndex, Received, Rng, StreamKey,
+    Transmit,
 };
 use crate::wire::{CloseCode, Incoming, Outgoing};
 
@@ -147,10 +151,8 @@ pub struct Quic {
     /// Handshakes that others began.
     pending: usize,
     timers: Timers,
-    /// Connections that may have something to transmit, in turn.
-    ready: VecDeque<usize>,
-    /// Connections that had their share of this turn.
-    capped: Vec<usize>,
+    /// Connections that may have something to transmit.
+    lines: Lines,
     /// Packets of the endpoint itself.
     responses: VecDeque<(Transmit, Vec<u8>)>,
     shared: Shared,
@@ -199,8 +201,7 @@ impl Quic {
             links: Vec::new(),
             pending: 0,
             timers: Timers::default(),
-            ready: VecDeque::new(),
-            capped: Vec::new(),
+            lines: Lines::default(),
             responses: VecDeque::new(),
             shared: Shared::new(limits),
             revoked: BTreeSet::new(),
@@ -221,7 +222,7 @@ impl Quic {
     /// Begins a turn of the lane: every connection may transmit its share again.
     pub fn begin_turn(&mut self) {
         self.shared.turn += 1;
-        self.ready.extend(self.capped.drain(..));
+        self.lines.begin_turn(&mut self.links);
     }
 
     /// Handles datagrams of one address.
@@ -311,26 +312,33 @@ impl Quic {
     /// The earliest time at which [`handle_timeout`](Self::handle_timeout) or, if it has passed already,
     /// [`poll_transmit`](Self::poll_transmit) has something to do.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let transmits = !self.ready.is_empty() || !self.capped.is_empty() || !self.responses.is_empty();
+        let transmits = !self.lines.is_empty() || !self.responses.is_empty();
         if transmits { Some(Instant::ZERO) } else { self.timers.next() }
     }
 
-    /// The least urgent class for which [`send`](Self::send) is taken now; `None` when the peer is not
-    /// connected, or its link is full.
-    pub fn room(&self, peer: PeerIndex) -> Option<Class> {
-        self.live(peer)?.room()
+    /// The classes for which [`send`](Self::send) is taken now: none when the peer is not connected.
+    pub fn room(&self, peer: PeerIndex) -> Classes {
+        self.live(peer).map_or(Classes::NONE, Link::room)
     }
 
-    /// Sends something for which [`room`](Self::room) was found. Without a connection it is dropped: the
-    /// engine has been told so. Keys that the engine chooses have bit 63 clear.
+    /// Queues something for which [`room`](Self::room) was found. Without a connection it is dropped: the engine has been told
+    /// so. Keys that the engine chooses have bit 63 clear. It enters QUIC's buffer with the next [`write`](Self::write) or
+    /// [`poll_transmit`](Self::poll_transmit), in an order that follows from all that is queued by then.
     pub fn send(&mut self, peer: PeerIndex, outgoing: Outgoing) {
         let Some(handle) = self.peers.get(peer.index()).and_then(|peer| peer.live) else { return };
         let Some(Some(link)) = self.links.get_mut(handle) else { return };
         link.send(outgoing, &mut self.shared);
-        link.write(&mut self.shared);
-        if !std::mem::replace(&mut link.ready, true) {
-            self.ready.push_back(handle);
-        }
+        self.lines.join(handle, link);
+    }
+
+    /// Moves what is queued for a peer into QUIC's buffer, as far as windows and shares allow. Whether any went: there may be
+    /// [`room`](Self::room) again.
+    pub fn write(&mut self, peer: PeerIndex) -> bool {
+        let Some(handle) = self.peers.get(peer.index()).and_then(|peer| peer.live) else { return false };
+        let Some(Some(link)) = self.links.get_mut(handle) else { return false };
+        let written = link.write(&mut self.shared);
+        self.lines.join(handle, link);
+        written
     }
 
     /// Abandons a stream: what we send is reset, what we receive is stopped. No further event of it comes but
@@ -385,31 +393,63 @@ impl Quic {
     }
 
     fn poll_connections(&mut self, now: Instant, buf: &mut Vec<u8>) -> Option<Transmit> {
-        while let Some(handle) = self.ready.pop_front() {
+        while let Some(handle) = self.lines.next_urgent() {
             let Some(Some(link)) = self.links.get_mut(handle) else { continue };
-            if std::mem::replace(&mut link.turn, self.shared.turn) != self.shared.turn {
-                link.transmits = 0;
+            link.urged = false;
+            // It takes its turn as others do, with no more than what is urgent.
+            if self.has_share(handle)
+                && let Some(transmit) = self.poll_connection(handle, now, buf, true)
+            {
+                return Some(transmit);
             }
-            if link.transmits >= TRANSMITS_PER_TURN {
-                self.capped.push(handle);
+        }
+        while let Some(handle) = self.lines.next() {
+            if !self.has_share(handle) {
+                self.lines.cap(handle);
                 continue;
             }
-            let mtu = usize::from(link.connection.current_mtu()).max(1);
-            let segments = MAX_SEGMENTS.min(MAX_TRANSMIT / mtu).max(1);
-            let transmit = link.connection.poll_transmit(self.clock.to_std(now), segments, buf);
-            match &transmit {
-                Some(_) => {
-                    link.transmits += 1;
-                    self.ready.push_back(handle);
-                }
-                None => link.ready = false,
+            if let Some(Some(link)) = self.links.get_mut(handle) {
+                link.ready = false;
             }
-            self.reschedule(handle);
-            if let Some(transmit) = transmit {
-                return Some(of_quinn(&transmit));
+            if let Some(transmit) = self.poll_connection(handle, now, buf, false) {
+                return Some(transmit);
             }
         }
         None
+    }
+
+    /// Whether a connection may transmit in this turn.
+    fn has_share(&mut self, handle: usize) -> bool {
+        let Some(Some(link)) = self.links.get_mut(handle) else { return true };
+        if std::mem::replace(&mut link.turn, self.shared.turn) != self.shared.turn {
+            link.transmits = 0;
+        }
+        link.transmits < TRANSMITS_PER_TURN
+    }
+
+    /// One batch of a connection's datagrams; `urgent`: as many as its urgent bytes fill.
+    fn poll_connection(
+        &mut self,
+        handle: usize,
+        now: Instant,
+        buf: &mut Vec<u8>,
+        urgent: bool,
+    ) -> Option<Transmit> {
+        let link = self.links.get_mut(handle)?.as_mut()?;
+        if link.unflushed {
+            link.write(&mut self.shared);
+        }
+        let mtu = usize::from(link.connection.current_mtu()).max(1);
+        let fitting = MAX_SEGMENTS.min(MAX_TRANSMIT / mtu).max(1);
+        let segments = if urgent { fitting.min(link.urgent() / mtu + 1) } else { fitting };
+        let transmit = link.connection.poll_transmit(self.clock.to_std(now), segments, buf);
+        if let Some(transmit) = &transmit {
+            link.transmits += 1;
+            link.transmitted(transmit.size);
+            self.lines.join(handle, link);
+        }
+        self.reschedule(handle);
+        transmit.map(|transmit| of_quinn(&transmit))
     }
 
     /// Closes the peer's connection; if we are the ones who dial, a new one will be tried after a wait.

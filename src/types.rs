@@ -9,9 +9,10 @@ mod keyed;
 mod membership;
 mod rng;
 mod time;
+mod weights;
 
 pub use body::{BodyReader, TooLong, Verified};
-pub use class::{Class, PerClass};
+pub use class::{Class, Classes, PerClass};
 pub use datagram::{Ecn, Received, Transmit, largest_stream_window};
 pub use hash::HashKind;
 pub use id::{
@@ -22,3 +23,4 @@ pub use keyed::{IdMap, KeyedHasher, KeyedState};
 pub use membership::{Member, Membership, MembershipError};
 pub use rng::Rng;
 pub use time::Instant;
+pub use weights::{Weights, WeightsError};

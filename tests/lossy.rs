@@ -175,10 +175,12 @@ impl Lane {
             }
         }
         for peer in (0..16).map(PeerIndex) {
-            while let Some(at_least) = self.quic.room(peer)
-                && let Some(outgoing) = self.engine.poll_outgoing(peer, at_least, now)
-            {
-                self.quic.send(peer, outgoing);
+            loop {
+                match self.engine.poll_outgoing(peer, self.quic.room(peer), now) {
+                    Some(outgoing) => self.quic.send(peer, outgoing),
+                    None if self.quic.write(peer) => (),
+                    None => break,
+                }
             }
         }
         for topic in [TOPIC, URGENT] {

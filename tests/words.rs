@@ -11,7 +11,7 @@ use bytes::Bytes;
 
 use corecast::config::{Advert, Verdict};
 use corecast::engine::{Command, Effect, Effects, Event};
-use corecast::types::{ArtifactId, Attribute, Class, HashKind, NodeId, PeerIndex, Verified};
+use corecast::types::{ArtifactId, Attribute, Class, Classes, HashKind, NodeId, PeerIndex, Verified};
 use corecast::wire::{Change, FetchRequest, Incoming, Outgoing, Reply};
 use lane::{HONEST, Lane, SILENT, SIZE, TOPIC};
 
@@ -102,7 +102,7 @@ fn a_push_ends_when_the_body_comes_as_an_answer() {
     lane.now = lane.now + Duration::from_millis(60);
     lane.engine.handle_timeout(lane.now, &mut Effects::new());
     let mut fx = Effects::new();
-    while let Some(outgoing) = lane.engine.poll_outgoing(HONEST, Class::Bulk, lane.now) {
+    while let Some(outgoing) = lane.engine.poll_outgoing(HONEST, Classes::ALL, lane.now) {
         if let Outgoing::Fetch { key, .. } = outgoing {
             let reply = Reply::Found(body.clone());
             lane.engine.handle_link(HONEST, Incoming::Reply { key, reply }, lane.now, &mut fx);

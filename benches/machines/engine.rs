@@ -7,7 +7,7 @@ use bytes::Bytes;
 use corecast::config::{Granted, Limits, Settings, TopicConfig, Verdict};
 use corecast::engine::{Command, Effects, Engine, EngineConfig, Event};
 use corecast::types::{
-    ArtifactId, Attribute, Class, ConnectionNumber, HashKind, Instant, NodeId, PeerIndex, RegistryVersion,
+    ArtifactId, Attribute, Classes, ConnectionNumber, HashKind, Instant, NodeId, PeerIndex, RegistryVersion,
     Rng, Slot, TopicId, Verified, Version,
 };
 use corecast::wire::{BatchReader, Change, Frame, Hello, Incoming, MAX_SLOTS, Open, Outgoing, Reply, Update};
@@ -101,7 +101,7 @@ impl Node {
     }
 
     fn outgoing(&mut self, peer: u16) -> Option<Outgoing> {
-        self.engine.poll_outgoing(PeerIndex(peer), Class::Bulk, self.now)
+        self.engine.poll_outgoing(PeerIndex(peer), Classes::ALL, self.now)
     }
 
     /// Every peer is told what there is to tell.

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::types::{PerClass, largest_stream_window};
+use crate::types::{PerClass, Weights, largest_stream_window};
 use crate::wire::{MAX_BATCH, MAX_FRAME};
 
 /// What a node's operator may set beyond identity and registry. [`Settings::default`] suits a subnet of up to 40 members.
@@ -20,6 +20,8 @@ pub struct Settings {
     pub socket_buffer: usize,
     /// Commands of each class that wait for a lane; their places take 128 bytes each from the start. Default 1,024.
     pub commands: usize,
+    /// How classes share a link, or a lane's commands, when they are not enough for all. Default 40, 28, 20 and 12.
+    pub weights: Weights,
     /// Silence after which a connection is given up. Default 5 s, at least 200 ms.
     pub idle_timeout: Duration,
     /// How long a relayed advert waits for the maker's own push before its body is fetched. Default 50 ms.
@@ -37,6 +39,7 @@ impl Default for Settings {
             mtu: 1452,
             socket_buffer: 8 << 20,
             commands: 1024,
+            weights: Weights::DEFAULT,
             idle_timeout: Duration::from_secs(5),
             relay_grace: Duration::from_millis(50),
             prefilter: true,

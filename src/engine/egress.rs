@@ -1,7 +1,7 @@
 //! What a peer is told next, built when its link has room: urgent before bulk, words before bodies.
 
 use crate::proto::{Origin, Told};
-use crate::types::{ArtifactId, Class, Instant, PeerIndex, StreamKey};
+use crate::types::{ArtifactId, Class, Classes, Instant, PeerIndex, StreamKey};
 use crate::wire::{
     BatchBuilder, Change, FRAME_HEADER, FetchRequest, Frame, MAX_FRAME, Outgoing, PushHead, Reply, Update,
 };
@@ -35,17 +35,19 @@ impl Engine {
         self.fetch.handle_full(peer);
     }
 
-    /// The next thing to send to a peer whose link takes classes down to `at_least`. Words (adverts, clears, requests) of every
-    /// class may go as soon as `High` may: they are small, and bodies wait for them.
-    pub fn poll_outgoing(&mut self, peer: PeerIndex, at_least: Class, now: Instant) -> Option<Outgoing> {
+    /// The next thing to send to a peer whose link has room for some classes, the most urgent first. Words (adverts, clears,
+    /// requests) of every class may go where `High` may: they are small, and bodies wait for them.
+    pub fn poll_outgoing(&mut self, peer: PeerIndex, room: Classes, now: Instant) -> Option<Outgoing> {
         self.links.get(peer.index())?.connection?;
-        if let Some(control) = self.control(peer) {
+        if room.has(Class::Critical)
+            && let Some(control) = self.control(peer)
+        {
             return Some(control);
         }
         for class in Class::ALL {
-            let bodies = class <= at_least;
-            if !bodies && at_least < Class::High {
-                return None;
+            let bodies = room.has(class);
+            if !bodies && !room.has(Class::High) {
+                continue;
             }
             if let Some(request) = self.fetch.next_request(peer, class, now) {
                 let limit = request.size;

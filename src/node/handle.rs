@@ -388,13 +388,14 @@ impl Plan<'_> {
             stopping: self.stopping.clone(),
             board: board.clone(),
             members: membership.members().len(),
+            weights: self.config.settings.weights,
         });
         Ok((LaneHandle { commands: producer, board, turn }, lane))
     }
 
     fn quic_config(&mut self, lane: u16) -> QuicConfig {
         let Plan { config, limits, .. } = self;
-        let Settings { mtu, idle_timeout, prefilter, .. } = config.settings;
+        let Settings { mtu, idle_timeout, prefilter, weights, .. } = config.settings;
         let hashes = self.hashes.clone();
         let hash_of = move |topic| hashes.read().unwrap_or_else(PoisonError::into_inner).get(&topic).copied();
         QuicConfig {
@@ -403,6 +404,7 @@ impl Plan<'_> {
             connection_window: limits.connection_window,
             send_window: limits.send_window,
             urgent_reserve: limits.urgent_reserve,
+            weights,
             uni_streams: limits.uni_streams,
             bidi_streams: limits.bidi_streams,
             idle_timeout,

@@ -10,7 +10,7 @@ use crate::config::TopicConfig;
 use crate::engine::{Command, Effect, Effects, Engine, Event};
 use crate::quic::{self, Quic};
 use crate::sync::Consumer;
-use crate::types::{ArtifactId, Instant, PeerIndex, Received, TopicId};
+use crate::types::{ArtifactId, Class, Instant, PeerIndex, Received, TopicId, Weights};
 use crate::wire::CloseCode;
 
 use super::delivery::{Disposition, Offered, Outlet};
@@ -63,6 +63,7 @@ pub(super) struct LaneParts {
     pub(super) stopping: Arc<AtomicBool>,
     pub(super) board: Arc<LaneBoard>,
     pub(super) members: usize,
+    pub(super) weights: Weights,
 }
 
 /// Whether a turn found work, so that another should follow at once.
@@ -193,17 +194,31 @@ impl Lane {
         busy
     }
 
+    /// Takes commands, the most urgent first; but some of every class.
     fn take_commands(&mut self, now: Instant) -> bool {
-        for _ in 0..Self::COMMANDS {
-            match self.parts.commands.pop() {
-                Some((_, LaneCommand::Engine(command))) => {
-                    self.parts.engine.handle_command(command, now, &mut self.effects);
-                }
-                Some((_, LaneCommand::Topic(new))) => self.open_topic(*new),
-                None => return false,
+        let mut left = Self::COMMANDS;
+        for class in Class::ALL {
+            for _ in 0..self.parts.weights.part(class, Self::COMMANDS / 2) {
+                let Some(command) = self.parts.commands.pop_class(class) else { break };
+                self.take_command(command, now);
+                left -= 1;
             }
         }
+        while left > 0 {
+            let Some((_, command)) = self.parts.commands.pop() else { return false };
+            self.take_command(command, now);
+            left -= 1;
+        }
         true
+    }
+
+    fn take_command(&mut self, command: LaneCommand, now: Instant) {
+        match command {
+            LaneCommand::Engine(command) => {
+                self.parts.engine.handle_command(command, now, &mut self.effects);
+            }
+            LaneCommand::Topic(new) => self.open_topic(*new),
+        }
     }
 
     fn open_topic(&mut self, new: NewTopic) {
@@ -250,12 +265,16 @@ impl Lane {
                 continue;
             }
             for _ in 0..Self::OUTGOING {
-                let Some(at_least) = quic.room(peer) else {
+                let room = quic.room(peer);
+                if room.is_empty() {
                     engine.handle_full(peer);
-                    break;
-                };
-                let Some(outgoing) = engine.poll_outgoing(peer, at_least, now) else { break };
-                quic.send(peer, outgoing);
+                }
+                match engine.poll_outgoing(peer, room, now) {
+                    Some(outgoing) => quic.send(peer, outgoing),
+                    // Only now is it known of every class whether it has something: what is queued is written by their shares.
+                    None if quic.write(peer) && engine.has_outgoing(peer) => (),
+                    None => break,
+                }
                 busy = true;
             }
         }

@@ -15,7 +15,7 @@ use siphasher::sip::SipHasher13;
 use super::congestion::Congestion;
 use super::handshake::Handshakes;
 use super::identity::Identity;
-use crate::types::{HashKind, Instant, Membership, NodeId, Rng, TopicId, largest_stream_window};
+use crate::types::{HashKind, Instant, Membership, NodeId, Rng, TopicId, Weights, largest_stream_window};
 
 /// Tells which hash names a topic's artifacts; `None` for topics that this node does not know. Topics may be
 /// added while the lane runs, so it is asked anew for every body.
@@ -48,6 +48,8 @@ pub struct QuicConfig {
     pub send_window: u64,
     /// Bytes beyond `send_window` that `Critical` and `High` alone may fill.
     pub urgent_reserve: u64,
+    /// How classes share a link that is too narrow for all.
+    pub weights: Weights,
     /// Unidirectional streams that a peer may have open.
     pub uni_streams: u32,
     /// Bidirectional streams (fetches) that a peer may have open.
@@ -149,6 +151,7 @@ impl QuicConfig {
             connection_window: 4 << 20,
             send_window: 2 << 20,
             urgent_reserve: 1 << 20,
+            weights: Weights::DEFAULT,
             uni_streams: 256,
             bidi_streams: 64,
             idle_timeout: Duration::from_secs(5),

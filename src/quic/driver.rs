@@ -63,7 +63,7 @@ impl Quic {
             self.links.resize_with(handle + 1, || None);
         }
         if let Some(place) = self.links.get_mut(handle) {
-            *place = Some(Box::new(Link::new(connection, phase)));
+            *place = Some(Box::new(Link::new(connection, phase, self.config.weights)));
         }
     }
 
@@ -86,9 +86,7 @@ impl Quic {
             return;
         }
         link.write(&mut self.shared);
-        if !std::mem::replace(&mut link.ready, true) {
-            self.ready.push_back(handle);
-        }
+        self.lines.join(handle, &mut link);
         if let Some(place) = self.links.get_mut(handle) {
             *place = Some(link);
         }

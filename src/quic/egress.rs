@@ -1,8 +1,8 @@
 //! One peer's outgoing streams: what is queued, by class, and how it enters quinn's send buffer.
 //!
-//! Promises: of two streams that have unsent bytes, the one of the more urgent class goes first, in here and
-//! inside quinn; bulk never fills the buffer so far that urgent data cannot enter. A class takes new work
-//! only while little of its old work is unwritten, so what is committed and not sent stays small.
+//! Promises: of two streams that have unsent bytes, the one of the more urgent class goes first inside quinn, and in here
+//! as long as its class keeps to its share ([`Shares`]); bulk never fills the buffer so far that urgent data cannot enter.
+//! A class takes new work only while little of its old work is unwritten, so what is committed and not sent stays small.
 
 use std::collections::VecDeque;
 
@@ -10,7 +10,8 @@ use bytes::{Buf, Bytes};
 use quinn_proto::{Connection, Dir, StreamId, WriteError};
 
 use super::link::{ABANDONED, Io};
-use crate::types::{Class, PerClass, StreamKey};
+use super::shares::Shares;
+use crate::types::{Class, Classes, PerClass, StreamKey, Weights};
 use crate::wire::Incoming;
 
 /// Unwritten bytes of a class from which on it takes nothing new.
@@ -22,6 +23,10 @@ const SLICE: usize = 64 << 10;
 const MIN_BUFFER: u64 = 256 << 10;
 /// Streams at the head of a rank that may be blocked by their own window before the rest of the rank waits.
 const BLOCKED_STREAMS: usize = 2;
+/// Unidirectional streams opened ahead, so that credit is known before it is needed.
+const SPARES: usize = 4;
+/// Of these, the last ones are for urgent classes.
+const URGENT_SPARES: usize = 2;
 /// Streams of a rank between two uses of one priority.
 const SEQUENCE: u32 = 1 << 27;
 
@@ -60,9 +65,16 @@ impl Unwritten {
     }
 }
 
+/// What came of writing a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Outcome {
+    /// It is written to its end.
     Written,
+    /// Its class has had its turn.
+    Paused,
+    /// The connection takes no more bytes of its class.
+    Held,
+    /// The peer takes no more of this stream now.
     Blocked,
     NoCredit,
     Unwanted,
@@ -75,26 +87,33 @@ const RANKS: usize = 2 * Class::ALL.len();
 pub(super) struct Egress {
     queues: [VecDeque<Unwritten>; RANKS],
     unwritten: PerClass<usize>,
-    /// A unidirectional stream opened ahead, so that credit is known before it is needed.
-    spare: Option<StreamId>,
+    shares: Shares,
+    /// Opened and not used, the oldest first.
+    spares: VecDeque<StreamId>,
     sequence: u32,
+    /// Bytes of `Critical` and `High` that were written and may not have been transmitted.
+    urgent: usize,
 }
 
 impl Egress {
-    /// The least urgent class that takes something now.
-    pub(super) fn room(&self) -> Option<Class> {
-        self.spare?;
-        Class::ALL.into_iter().take_while(|&class| self.unwritten[class] < LOW_WATER).last()
+    pub(super) fn new(weights: Weights) -> Egress {
+        Egress { shares: Shares::new(weights), ..Egress::default() }
+    }
+
+    /// The classes that take something now.
+    pub(super) fn room(&self) -> Classes {
+        let takes = |class| self.unwritten[class] < LOW_WATER && self.spares.len() > self.kept_from(class);
+        Classes::that(takes)
+    }
+
+    /// Spare streams that are not for this class.
+    fn kept_from(&self, class: Class) -> usize {
+        if class.is_urgent() { 0 } else { URGENT_SPARES }
     }
 
     /// Bytes that are queued.
     pub(super) fn unwritten(&self) -> usize {
         self.unwritten.0.iter().sum()
-    }
-
-    /// Whether anything is queued.
-    pub(super) fn is_empty(&self) -> bool {
-        self.unwritten.0.iter().all(|&bytes| bytes == 0)
     }
 
     /// Queues a stream. Bodies wait behind the small streams of their class.
@@ -119,30 +138,81 @@ impl Egress {
         }
     }
 
-    /// Writes what fits, the most urgent first.
-    pub(super) fn write(&mut self, io: &mut Io<'_>) {
-        if !self.is_empty() {
-            let windows = io.shared.limits.send_windows;
-            let congestion_window = io.connection.congestion_state().window();
-            for class in Class::ALL {
-                if self.unwritten[class] > 0 {
-                    io.connection.set_send_window(windows.of(class, congestion_window));
-                    self.write_rank(io, class, 2 * class.index());
-                    self.write_rank(io, class, 2 * class.index() + 1);
-                }
-            }
-            io.connection.set_send_window(windows.of(Class::Bulk, congestion_window));
+    /// Bytes of `Critical` and `High` that wait for a datagram, retransmissions apart. Too many after a loss, never too few.
+    pub(super) fn urgent(&self) -> usize {
+        self.urgent
+    }
+
+    /// So many bytes were transmitted.
+    pub(super) fn transmitted(&mut self, bytes: usize) {
+        self.urgent = self.urgent.saturating_sub(bytes);
+    }
+
+    /// Writes what fits, the most urgent first that is not ahead of its share. Whether anything was written.
+    pub(super) fn write(&mut self, io: &mut Io<'_>) -> bool {
+        let before = self.unwritten();
+        if before > 0 {
+            self.write_all(io);
         }
-        if self.spare.is_none() {
-            self.spare = io.connection.streams().open(Dir::Uni);
+        self.open_spares(io.connection);
+        self.unwritten() < before
+    }
+
+    fn open_spares(&mut self, connection: &mut Connection) {
+        while self.spares.len() < SPARES
+            && let Some(stream) = connection.streams().open(Dir::Uni)
+        {
+            self.spares.push_back(stream);
         }
     }
 
-    fn write_rank(&mut self, io: &mut Io<'_>, class: Class, rank: usize) {
+    fn write_all(&mut self, io: &mut Io<'_>) {
+        let windows = io.shared.limits.send_windows;
+        let congestion_window = io.connection.congestion_state().window();
+        let waiting = Classes::that(|class| self.unwritten[class] > 0);
+        self.shares.begin(waiting);
+        let (mut held, mut through) = (Classes::NONE, Classes::NONE);
+        while let Some(class) = self.shares.next(held, through) {
+            io.connection.set_send_window(windows.of(class, congestion_window));
+            let most = if self.shares.is_alone(class) { usize::MAX } else { SLICE };
+            let before = self.unwritten[class];
+            let outcome = self.write_class(io, class, most);
+            let written = before - self.unwritten[class];
+            self.shares.serve(class, written as u64);
+            if class.is_urgent() {
+                self.urgent += written;
+            }
+            match outcome {
+                Outcome::Paused => (),
+                Outcome::Held => held = held.with(class),
+                // More may come before the next time; until then others do not run away from it.
+                Outcome::Written => through = through.with(class),
+                Outcome::Blocked | Outcome::NoCredit | Outcome::Unwanted => self.shares.end(class),
+            }
+        }
+        io.connection.set_send_window(windows.of(Class::Bulk, congestion_window));
+    }
+
+    /// Writes at most `most` bytes of a class, or one stream's slice more.
+    fn write_class(&mut self, io: &mut Io<'_>, class: Class, most: usize) -> Outcome {
+        let goal = self.unwritten[class].saturating_sub(most);
+        let small = self.write_rank(io, class, 2 * class.index(), goal);
+        match small {
+            Outcome::Written | Outcome::Blocked => self.write_rank(io, class, 2 * class.index() + 1, goal),
+            _ => small,
+        }
+    }
+
+    /// Writes the streams of a rank until no more than `goal` bytes of its class are left.
+    fn write_rank(&mut self, io: &mut Io<'_>, class: Class, rank: usize, goal: usize) -> Outcome {
         let (mut at, mut blocked) = (0, 0);
         while let Some(mut unwritten) = self.queues.get_mut(rank).and_then(|queue| queue.remove(at)) {
             let before = unwritten.len();
-            let outcome = self.write_one(io, rank, &mut unwritten);
+            let most = self.unwritten[class].saturating_sub(goal);
+            let outcome = match most {
+                0 => Outcome::Paused,
+                most => self.write_one(io, class, rank, &mut unwritten, most),
+            };
             self.unwritten[class] -= before - unwritten.len();
             match outcome {
                 Outcome::Written => continue,
@@ -153,39 +223,46 @@ impl Egress {
                     }
                     continue;
                 }
-                Outcome::Blocked | Outcome::NoCredit => (),
+                Outcome::Paused | Outcome::Held | Outcome::Blocked | Outcome::NoCredit => (),
             }
             if let Some(queue) = self.queues.get_mut(rank) {
                 queue.insert(at, unwritten);
             }
+            if outcome != Outcome::Blocked {
+                return outcome;
+            }
             (at, blocked) = (at + 1, blocked + 1);
-            if outcome == Outcome::NoCredit || blocked == BLOCKED_STREAMS {
-                return;
+            if blocked == BLOCKED_STREAMS {
+                return Outcome::Blocked;
             }
         }
+        if blocked > 0 { Outcome::Blocked } else { Outcome::Written }
     }
 
-    fn write_one(&mut self, io: &mut Io<'_>, rank: usize, unwritten: &mut Unwritten) -> Outcome {
+    fn write_one(
+        &mut self,
+        io: &mut Io<'_>,
+        class: Class,
+        rank: usize,
+        unwritten: &mut Unwritten,
+        most: usize,
+    ) -> Outcome {
+        let Some(stream) = self.stream_of(io, class, rank, unwritten) else { return Outcome::NoCredit };
         let connection = &mut *io.connection;
-        let stream = match unwritten.stream {
-            Some(stream) => stream,
-            None => {
-                let opened = self.spare.take().or_else(|| connection.streams().open(Dir::Uni));
-                let Some(stream) = opened else { return Outcome::NoCredit };
-                self.prioritise(connection, stream, rank);
-                unwritten.stream = Some(stream);
-                if let Some(key) = unwritten.key {
-                    io.keys.opened(key, stream);
-                }
-                stream
-            }
-        };
+        let mut left = most;
         for part in [&mut unwritten.head, &mut unwritten.body] {
             while !part.is_empty() {
+                if left == 0 {
+                    return Outcome::Paused;
+                }
                 let mut slice = [part.slice(..part.len().min(SLICE))];
                 match connection.send_stream(stream).write_chunks(&mut slice) {
-                    Ok(written) => part.advance(written.bytes.min(part.len())),
-                    Err(WriteError::Blocked) => return Outcome::Blocked,
+                    Ok(written) => {
+                        let bytes = written.bytes.min(part.len());
+                        part.advance(bytes);
+                        left = left.saturating_sub(bytes);
+                    }
+                    Err(WriteError::Blocked) => return self.why_blocked(connection),
                     Err(WriteError::Stopped(_) | WriteError::ClosedStream) => {
                         let _ = connection.send_stream(stream).reset(ABANDONED);
                         return Outcome::Unwanted;
@@ -199,6 +276,40 @@ impl Egress {
                 let _ = connection.send_stream(stream).reset(ABANDONED);
                 Outcome::Unwanted
             }
+        }
+    }
+
+    /// The stream on which something goes; a new one if it has none.
+    fn stream_of(
+        &mut self,
+        io: &mut Io<'_>,
+        class: Class,
+        rank: usize,
+        unwritten: &mut Unwritten,
+    ) -> Option<StreamId> {
+        if unwritten.stream.is_some() {
+            return unwritten.stream;
+        }
+        self.open_spares(io.connection);
+        if self.spares.len() <= self.kept_from(class) {
+            return None;
+        }
+        let stream = self.spares.pop_front()?;
+        self.prioritise(io.connection, stream, rank);
+        unwritten.stream = Some(stream);
+        if let Some(key) = unwritten.key {
+            io.keys.opened(key, stream);
+        }
+        Some(stream)
+    }
+
+    /// A stream takes no more: because the connection takes nothing, or because of its own window. A stream that was never
+    /// written to tells which.
+    fn why_blocked(&self, connection: &mut Connection) -> Outcome {
+        let fresh = self.spares.front().map(|spare| connection.send_stream(*spare).write(&[]));
+        match fresh {
+            Some(Err(WriteError::Blocked)) => Outcome::Held,
+            Some(_) | None => Outcome::Blocked,
         }
     }
 

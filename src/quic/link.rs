@@ -12,7 +12,9 @@ use super::events::Events;
 use super::ingress::{Ingress, Offence};
 use super::keys::{Entry, Keys, Role};
 use super::{Event, keys};
-use crate::types::{Class, ConnectionNumber, HashKind, Instant, PeerIndex, PerClass, StreamKey, TopicId};
+use crate::types::{
+    Class, Classes, ConnectionNumber, HashKind, Instant, PeerIndex, PerClass, StreamKey, TopicId, Weights,
+};
 use crate::wire::{Frame, Incoming, Outgoing, Reply, ReplyHead};
 
 /// Stream error code: the sender gave it up.
@@ -135,8 +137,11 @@ pub(super) struct Link {
     pub(super) phase: Phase,
     /// When it stands in the timers.
     pub(super) deadline: Option<Instant>,
-    /// Whether it stands in line to transmit.
+    /// Whether it stands in line to transmit, and in that of the urgent.
     pub(super) ready: bool,
+    pub(super) urged: bool,
+    /// Something was queued and nothing written since.
+    pub(super) unflushed: bool,
     /// The turn that `transmits` counts.
     pub(super) turn: u64,
     pub(super) transmits: u32,
@@ -164,16 +169,18 @@ macro_rules! io {
 }
 
 impl Link {
-    pub(super) fn new(connection: Connection, phase: Phase) -> Link {
+    pub(super) fn new(connection: Connection, phase: Phase, weights: Weights) -> Link {
         Link {
             connection,
             phase,
             deadline: None,
             ready: false,
+            urged: false,
+            unflushed: false,
             turn: 0,
             transmits: 0,
             lost_counted: 0,
-            streams: Streams::default(),
+            streams: Streams { egress: Egress::new(weights), ..Streams::default() },
         }
     }
 
@@ -242,16 +249,17 @@ impl Link {
         }
     }
 
-    /// The least urgent class that takes something now.
-    pub(super) fn room(&self) -> Option<Class> {
+    /// The classes that take something now.
+    pub(super) fn room(&self) -> Classes {
         match self.phase {
             Phase::Live { .. } => self.streams.egress.room(),
-            Phase::Handshake { .. } | Phase::Closing => None,
+            Phase::Handshake { .. } | Phase::Closing => Classes::NONE,
         }
     }
 
     /// Queues `outgoing`.
     pub(super) fn send(&mut self, outgoing: Outgoing, shared: &mut Shared) {
+        self.unflushed = true;
         let (io, _, egress, fetches) = io!(self, shared);
         let unwritten = |stream, key, head, body| Unwritten { stream, key, head, body };
         match outgoing {
@@ -290,8 +298,9 @@ impl Link {
         }
     }
 
-    /// Moves queued bytes into quinn's buffer, as far as they go.
-    pub(super) fn write(&mut self, shared: &mut Shared) {
+    /// Moves queued bytes into quinn's buffer, as far as they go. Whether any went.
+    pub(super) fn write(&mut self, shared: &mut Shared) -> bool {
+        self.unflushed = false;
         let (mut io, ingress, egress, fetches) = io!(self, shared);
         for class in Class::ALL {
             while !fetches[class].is_empty() {
@@ -303,7 +312,17 @@ impl Link {
                 egress.queue(io.connection, class, Unwritten { stream: Some(stream), key: None, head, body });
             }
         }
-        egress.write(&mut io);
+        egress.write(&mut io)
+    }
+
+    /// Urgent bytes that wait for a datagram.
+    pub(super) fn urgent(&self) -> usize {
+        self.streams.egress.urgent()
+    }
+
+    /// So many bytes of datagrams were transmitted.
+    pub(super) fn transmitted(&mut self, bytes: usize) {
+        self.streams.egress.transmitted(bytes);
     }
 
     /// Abandons what `key` names.

@@ -16,8 +16,8 @@ use super::world::{Actor, Happening, World};
 use crate::engine::Effects;
 use crate::quic::{Event, Identity, Quic, QuicConfig, StreamCensus};
 use crate::types::{
-    ArtifactId, Class, HashKind, Instant, Membership, PeerIndex, Received, RegistryVersion, Rng, StreamKey,
-    TopicId,
+    ArtifactId, Class, Classes, HashKind, Instant, Membership, PeerIndex, Received, RegistryVersion, Rng,
+    StreamKey, TopicId,
 };
 use crate::wire::{CloseCode, Incoming, Outgoing};
 
@@ -131,8 +131,9 @@ impl Wire {
         self.lanes.get_mut(node)?.as_deref_mut()
     }
 
-    pub(super) fn room(&self, node: usize, peer: usize) -> Option<Class> {
-        self.lanes.get(node)?.as_ref()?.quic.room(PeerIndex(peer as u16))
+    pub(super) fn room(&self, node: usize, peer: usize) -> Classes {
+        let lane = self.lanes.get(node).and_then(Option::as_ref);
+        lane.map_or(Classes::NONE, |lane| lane.quic.room(PeerIndex(peer as u16)))
     }
 
     /// The connection of `node` with `peer`, by the number that `node` gave it.
@@ -146,6 +147,11 @@ impl Wire {
             lane.asked.remove(&(peer, *key));
         }
         lane.quic.send(PeerIndex(peer as u16), outgoing);
+    }
+
+    /// Moves on what was sent; whether any of it went.
+    pub(super) fn write(&mut self, node: usize, peer: usize) -> bool {
+        self.lane(node).is_some_and(|lane| lane.quic.write(PeerIndex(peer as u16)))
     }
 
     pub(super) fn reset(&mut self, node: usize, peer: usize, key: StreamKey) {
@@ -238,7 +244,7 @@ impl Wire {
             if !lane.connections.contains_key(&peer) {
                 continue;
             }
-            if lane.quic.room(index).is_none_or(|least| outgoing.class() > least) {
+            if !lane.quic.room(index).has(outgoing.class()) {
                 lane.outbox.push_front((peer, outgoing));
                 break;
             }

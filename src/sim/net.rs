@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::flow::{Flow, FlowId};
 use super::options::Links;
 use super::world::Happening;
-use crate::types::{Class, Instant, Rng};
+use crate::types::{Class, Classes, Instant, Rng};
 
 /// What travels on a link.
 #[derive(Debug, Clone)]
@@ -121,12 +121,11 @@ impl Net {
     }
 
     /// The least urgent class that may be sent now.
-    pub(super) fn room(&self, from: usize, to: usize) -> Option<Class> {
-        let in_flight = self.directions.get(&(from, to))?.in_flight;
-        match () {
-            () if in_flight < self.links.window => Some(Class::Bulk),
-            () if in_flight < self.links.window * 3 / 2 => Some(Class::High),
-            () => None,
+    pub(super) fn room(&self, from: usize, to: usize) -> Classes {
+        match self.directions.get(&(from, to)).map(|direction| direction.in_flight) {
+            Some(in_flight) if in_flight < self.links.window => Classes::ALL,
+            Some(in_flight) if in_flight < self.links.window * 3 / 2 => Classes::down_to(Class::High),
+            Some(_) | None => Classes::NONE,
         }
     }
 

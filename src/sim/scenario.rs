@@ -73,6 +73,8 @@ pub enum Scenario {
     WireCost,
     /// An urgent artifact overtakes the bulk that waits for the same link.
     Overtaking,
+    /// All four classes flood the same links: each has its share.
+    Floods,
     /// Three makers send to one receiver, whose link is too narrow for all, and none is left out.
     SharedLink,
     /// What one member says of an artifact between the change of a filter and the notice of it, and against another's word.
@@ -90,7 +92,7 @@ const PUSHED: u64 = 100;
 
 impl Scenario {
     /// Every one.
-    pub const ALL: [Scenario; 32] = [
+    pub const ALL: [Scenario; 33] = [
         Scenario::LateJoiner,
         Scenario::FlappingLink,
         Scenario::ReceiverRestart,
@@ -118,6 +120,7 @@ impl Scenario {
         Scenario::HangingPush,
         Scenario::WireCost,
         Scenario::Overtaking,
+        Scenario::Floods,
         Scenario::SharedLink,
         Scenario::LateNotice,
         Scenario::GivenUp,
@@ -155,6 +158,7 @@ impl Scenario {
             Scenario::HangingPush => "hanging-push",
             Scenario::WireCost => "wire-cost",
             Scenario::Overtaking => "overtaking",
+            Scenario::Floods => "floods",
             Scenario::SharedLink => "shared-link",
             Scenario::LateNotice => "late-notice",
             Scenario::GivenUp => "given-up",
@@ -174,7 +178,9 @@ impl Scenario {
             | Scenario::LateNotice
             | Scenario::Tricklers
             | Scenario::Flooding => level == Level::Messages,
-            Scenario::WireCost | Scenario::Overtaking | Scenario::SharedLink => level != Level::Messages,
+            Scenario::WireCost | Scenario::Overtaking | Scenario::Floods | Scenario::SharedLink => {
+                level != Level::Messages
+            }
             _ => true,
         }
     }
@@ -196,7 +202,7 @@ impl Scenario {
             Scenario::Tricklers => (7, 2),
             Scenario::SharedIds | Scenario::Liars => (5, 1),
             Scenario::VerdictOrders => (3, 0),
-            Scenario::ReconnectWithMany => (2, 0),
+            Scenario::ReconnectWithMany | Scenario::Floods => (2, 0),
             Scenario::StalledPeer => (8, 0),
             _ => (4, 0),
         };
@@ -227,6 +233,11 @@ impl Scenario {
                     (400, 60_000, Class::Bulk, 64 << 20);
                 let urgent = TopicOptions { class: Class::Critical, largest: 1_000, ..topic.clone() };
                 topics.push(urgent);
+            }
+            Scenario::Floods => {
+                (topic.slots, topic.largest, topic.pending_bytes) = (900, 40_000, 64 << 20);
+                let topic = topic.clone();
+                *topics = Class::ALL.map(|class| TopicOptions { class, ..topic.clone() }).into();
             }
             Scenario::FilterFlips => {
                 (topic.later_percent, topic.discard_percent, topic.sway_percent) = (60, 20, 50);
@@ -271,7 +282,7 @@ impl Scenario {
             Scenario::PartitionHeals => links.window = 32_000,
             Scenario::ReconnectWithMany => (links.rate, links.window) = (100_000_000, 1 << 20),
             Scenario::WireCost => links.rate = 10_000_000,
-            Scenario::Overtaking | Scenario::SharedLink => links.rate = 500_000,
+            Scenario::Overtaking | Scenario::Floods | Scenario::SharedLink => links.rate = 500_000,
             // Two runs differ by what is to be seen, not by luck.
             Scenario::StalledPeer => {
                 (links.jitter, links.lose_one_in, links.rate) = (Duration::ZERO, 0, 50_000);
@@ -304,6 +315,7 @@ impl Scenario {
             }
             // What one has had stays counted, and nobody else sends it.
             Scenario::SharedLink | Scenario::Overtaking => options.datagrams.buffer = 64_000,
+            Scenario::Floods => (options.datagrams.buffer, options.datagrams.bidi_streams) = (64_000, 256),
             Scenario::WireCost => options.datagrams.buffer = 64 << 20,
             Scenario::GivenUp => (options.datagrams.buffer, options.datagrams.bidi_streams) = (16_000, 8),
             _ => (),
@@ -339,6 +351,7 @@ impl Scenario {
             Scenario::HangingPush => bodies::hanging_push(world),
             Scenario::WireCost => shares::wire_cost(world),
             Scenario::Overtaking => shares::overtaking(world),
+            Scenario::Floods => shares::floods(world),
             Scenario::SharedLink => shares::shared_link(world),
             Scenario::LateNotice => lies::late_notice(world),
             Scenario::GivenUp => lies::given_up(world),

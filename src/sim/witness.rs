@@ -12,7 +12,7 @@ use super::member::{Member, topic_id};
 use super::options::Options;
 use crate::engine::ArtifactState;
 use crate::proto::{Active, Origin};
-use crate::types::{ArtifactId, Class, HashKind, Instant, PeerIndex, Slot, TopicId, Version};
+use crate::types::{ArtifactId, Class, Classes, HashKind, Instant, PeerIndex, Slot, TopicId, Version};
 use crate::wire::{
     BatchBuilder, BatchReader, Change, FetchRequest, Frame, Hello, Outgoing, PushHead, Reply, ReplyHead,
     Resync, Update,
@@ -73,16 +73,14 @@ impl Witness {
         &self,
         member: &mut Member,
         peer: usize,
-        room: Class,
+        room: Classes,
         now: Instant,
     ) -> Result<[Option<Outgoing>; 2], String> {
         let (index, now) = (PeerIndex(peer as u16), member.clock(now));
         let Some(first) = member.engine.poll_outgoing(index, room, now) else { return Ok([None, None]) };
         let class = self.class(&first);
-        let Some(above) = Class::ALL.into_iter().rfind(|above| *above < class) else {
-            return Ok([Some(first), None]);
-        };
-        let next = member.engine.poll_outgoing(index, above.min(room), now);
+        let above = Classes::that(|above| above < class && room.has(above));
+        let next = member.engine.poll_outgoing(index, above, now);
         match next.as_ref().map(|next| self.class(next)) {
             Some(waited) if waited < class => {
                 Err(format!("S12: {class} goes to member {peer} while {waited} waits: {first:?}, {next:?}"))

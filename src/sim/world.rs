@@ -18,7 +18,7 @@ use super::patience::Patience;
 use super::witness::Witness;
 use crate::engine::{Effect, Effects, Event};
 use crate::quic::Identity;
-use crate::types::{ArtifactId, Class, Instant, NodeId, PeerIndex, Rng, TopicId};
+use crate::types::{ArtifactId, Classes, Instant, NodeId, PeerIndex, Rng, TopicId};
 use crate::wire::Outgoing;
 
 /// Something that happens at a time.
@@ -536,15 +536,16 @@ impl World {
     fn send_some(&mut self, node: usize, peer: usize) -> Result<bool, String> {
         let (room, connection) = (self.room(node, peer), self.connection(node, peer));
         let Some(Actor::Honest(member)) = self.actors.get_mut(node) else { return Ok(false) };
-        let (Some(room), Some(connection)) = (room, connection) else {
+        if room.is_empty() {
             member.engine.handle_full(PeerIndex(peer as u16));
-            return Ok(false);
-        };
+        }
+        let Some(connection) = connection else { return Ok(false) };
         if !member.engine.has_outgoing(PeerIndex(peer as u16)) {
             return Ok(false);
         }
         let given = self.witness.poll(member, peer, room, self.now)?;
-        let some = given[0].is_some();
+        let mut written = || self.wire.as_mut().is_some_and(|wire| wire.write(node, peer));
+        let some = given[0].is_some() || written();
         for outgoing in given.into_iter().flatten() {
             self.check_sent(node, peer, connection, &outgoing)?;
             self.give(node, peer, outgoing);
@@ -569,11 +570,12 @@ impl World {
         }
     }
 
-    /// The least urgent class that the link takes now.
-    fn room(&self, node: usize, peer: usize) -> Option<Class> {
-        match &self.wire {
-            Some(wire) => wire.room(node, peer),
-            None => self.connection(node, peer).and_then(|_| self.net.room(node, peer)),
+    /// The classes that the link takes now.
+    fn room(&self, node: usize, peer: usize) -> Classes {
+        match (&self.wire, self.connection(node, peer)) {
+            (Some(wire), _) => wire.room(node, peer),
+            (None, Some(_)) => self.net.room(node, peer),
+            (None, None) => Classes::NONE,
         }
     }
 

@@ -20,6 +20,11 @@ impl Class {
     /// Every class, the most urgent first.
     pub const ALL: [Class; 4] = [Class::Critical, Class::High, Class::Normal, Class::Bulk];
 
+    /// `Critical` and `High`: small as a rule, and waited for.
+    pub fn is_urgent(self) -> bool {
+        self <= Class::High
+    }
+
     /// 0 for `Critical` to 3 for `Bulk`.
     pub fn index(self) -> usize {
         self as usize
@@ -34,6 +39,47 @@ impl fmt::Display for Class {
             Class::Normal => "normal",
             Class::Bulk => "bulk",
         })
+    }
+}
+
+/// A set of classes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Classes(u8);
+
+impl Classes {
+    /// None.
+    pub const NONE: Classes = Classes(0);
+    /// All four.
+    pub const ALL: Classes = Classes(0b1111);
+
+    /// Those for which `holds`.
+    pub fn that(mut holds: impl FnMut(Class) -> bool) -> Classes {
+        Class::ALL.into_iter().filter(|class| holds(*class)).fold(Classes::NONE, Classes::with)
+    }
+
+    /// `class` and what is more urgent.
+    pub fn down_to(class: Class) -> Classes {
+        Classes::that(|other| other <= class)
+    }
+
+    /// These and `class`.
+    pub const fn with(self, class: Class) -> Classes {
+        Classes(self.0 | 1 << class as u8)
+    }
+
+    /// These but for `class`.
+    pub fn without(self, class: Class) -> Classes {
+        Classes(self.0 & !(1 << class.index()))
+    }
+
+    /// Whether `class` is one.
+    pub fn has(self, class: Class) -> bool {
+        self.0 & 1 << class.index() != 0
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(self) -> bool {
+        self.0 == 0
     }
 }
 

@@ -16,7 +16,7 @@ use corecast::config::{Granted, Limits, Settings, TopicConfig};
 use corecast::engine::{Command, Effect, Effects, Engine, EngineConfig, Event};
 use corecast::metrics::EngineCounters;
 use corecast::types::{
-    ArtifactId, Attribute, Class, ConnectionNumber, HashKind, Instant, NodeId, PeerIndex, RegistryVersion,
+    ArtifactId, Attribute, Classes, ConnectionNumber, HashKind, Instant, NodeId, PeerIndex, RegistryVersion,
     StreamKey, TopicId, Verified,
 };
 use corecast::wire::{BatchReader, Hello, Incoming, Outgoing, PushHead, Reply};
@@ -104,7 +104,7 @@ impl Subnet {
     /// What `from` would say to `to` next is lost, as on a link that breaks.
     pub fn say_in_vain(&mut self, from: usize, to: usize) {
         let (peer, now) = (PeerIndex(to as u16), self.now);
-        while self.engines[from].poll_outgoing(peer, Class::Bulk, now).is_some() {}
+        while self.engines[from].poll_outgoing(peer, Classes::ALL, now).is_some() {}
     }
 
     pub fn join(&mut self, a: usize, b: usize) {
@@ -213,7 +213,7 @@ impl Subnet {
         for (a, b) in links {
             for (from, to) in [(a, b), (b, a)] {
                 let (peer, now) = (PeerIndex(to as u16), self.now);
-                while let Some(outgoing) = self.engines[from].poll_outgoing(peer, Class::Bulk, now) {
+                while let Some(outgoing) = self.engines[from].poll_outgoing(peer, Classes::ALL, now) {
                     self.carry(from, to, outgoing);
                     moved = true;
                 }

@@ -6,8 +6,8 @@ use std::time::Duration;
 use corecast::config::{Granted, Limits, Settings, TopicConfig};
 use corecast::engine::{Effects, Engine, EngineConfig};
 use corecast::types::{
-    ArtifactId, Attribute, Class, ConnectionNumber, HashKind, Instant, NodeId, PeerIndex, RegistryVersion,
-    Slot, StreamKey, TopicId, Version,
+    ArtifactId, Attribute, Class, Classes, ConnectionNumber, HashKind, Instant, NodeId, PeerIndex,
+    RegistryVersion, Slot, StreamKey, TopicId, Version,
 };
 use corecast::wire::{Change, Frame, Hello, Incoming, Open, Outgoing, PushHead, Update};
 
@@ -88,7 +88,7 @@ impl Lane {
         let (end, mut asked) = (self.now + span, Vec::new());
         loop {
             for link in [SILENT, HONEST] {
-                while let Some(outgoing) = self.engine.poll_outgoing(link, Class::Bulk, self.now) {
+                while let Some(outgoing) = self.engine.poll_outgoing(link, Classes::ALL, self.now) {
                     if let Outgoing::Fetch { request, .. } = outgoing
                         && link == peer
                     {

@@ -359,12 +359,15 @@ impl Lane {
                 continue;
             }
             for _ in 0..Mesh::OUTGOING {
-                let Some(at_least) = self.quic.room(peer) else {
+                let room = self.quic.room(peer);
+                if room.is_empty() {
                     self.engine.handle_full(peer);
-                    break;
-                };
-                let Some(outgoing) = self.engine.poll_outgoing(peer, at_least, now) else { break };
-                self.quic.send(peer, outgoing);
+                }
+                match self.engine.poll_outgoing(peer, room, now) {
+                    Some(outgoing) => self.quic.send(peer, outgoing),
+                    None if self.quic.write(peer) => (),
+                    None => break,
+                }
                 busy = true;
             }
         }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use corecast::quic::{Disconnect, Event, Quic, Rejection};
-use corecast::types::{Class, ConnectionNumber};
+use corecast::types::{Classes, ConnectionNumber};
 use corecast::wire::CloseCode;
 
 use super::net::*;
@@ -31,9 +31,9 @@ fn reasons(net: &Net, node: usize) -> Vec<Disconnect> {
 fn the_lower_id_dials_and_both_sides_learn_of_it() {
     let (mut net, _) = connected(PERFECT, 3);
     assert_eq!([0, 1, 2].map(|node| net.quic(node).counters().traffic.dials), [2, 1, 0]);
-    assert_eq!(net.quic(0).room(peer(1)), Some(Class::Bulk));
-    assert_eq!(net.quic(1).room(peer(0)), Some(Class::Bulk));
-    assert_eq!(net.quic(0).room(peer(0)), None, "nobody is his own peer");
+    assert_eq!(net.quic(0).room(peer(1)), Classes::ALL);
+    assert_eq!(net.quic(1).room(peer(0)), Classes::ALL);
+    assert_eq!(net.quic(0).room(peer(0)), Classes::NONE, "nobody is his own peer");
     assert!(net.quic(0).srtt(peer(2)).is_some_and(|rtt| rtt >= Duration::from_millis(2)));
 }
 
@@ -127,7 +127,7 @@ fn a_removed_member_is_gone_and_a_new_one_dialled() {
     }
     assert_eq!(
         net.quic(1).room(peer(1)),
-        Some(Class::Bulk),
+        Classes::ALL,
         "the connection that stays is known by its new index"
     );
     net.run_for(3 * SECOND);

@@ -196,7 +196,7 @@ impl Net {
                 let mut at = 0;
                 while at < node.queue.len() {
                     let (peer, outgoing) = &node.queue[at];
-                    if quic.room(*peer).is_some_and(|least| outgoing.class() <= least) {
+                    if quic.room(*peer).has(outgoing.class()) {
                         let (peer, outgoing) = node.queue.remove(at);
                         quic.send(peer, outgoing);
                     } else {

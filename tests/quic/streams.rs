@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use corecast::quic::{Quic, QuicConfig};
-use corecast::types::{ArtifactId, Attribute, Class, HashKind, Slot, StreamKey, TopicId, Verified, Version};
+use corecast::types::{
+    ArtifactId, Attribute, Class, Classes, HashKind, Slot, StreamKey, TopicId, Verified, Version,
+};
 use corecast::wire::{
     BatchBuilder, Change, CloseCode, FetchRequest, Frame, Incoming, Outgoing, PushHead, Reply, Update,
 };
@@ -49,6 +51,10 @@ pub(crate) fn fetch(key: u64, id: ArtifactId, limit: u32) -> Outgoing {
 
 pub(crate) fn answer(key: StreamKey, reply: Reply<Bytes>) -> Outgoing {
     Outgoing::Reply { class: Class::Normal, key, reply }
+}
+
+fn all_but(classes: &[Class]) -> Classes {
+    Classes::that(|class| !classes.contains(&class))
 }
 
 fn frames(net: &Net, node: usize, from: usize) -> usize {
@@ -216,7 +222,7 @@ fn a_reply_above_the_limit_that_was_asked_for_is_broken_and_nothing_else() {
     assert_eq!(replies(&net, 0, 1), [Reply::Broken]);
     net.run_for(SECOND);
     assert_eq!(net.connected(0), 1);
-    assert!(net.quic(0).room(peer(1)).is_some());
+    assert!(!net.quic(0).room(peer(1)).is_empty());
 }
 
 #[test]
@@ -336,7 +342,7 @@ fn urgent_frames_overtake_bulk_that_is_already_queued() {
         send(&mut net, 0, 1, push(Class::Bulk, key, body(key, 4 << 20)));
     }
     net.run_for(SECOND / 2);
-    assert_eq!(net.quic(0).room(peer(1)), Some(Class::Normal), "bulk is full, others are not");
+    assert_eq!(net.quic(0).room(peer(1)), all_but(&[Class::Bulk]), "bulk is full, others are not");
     let asked = net.now;
     send(&mut net, 0, 1, batch(Class::Critical, &[small(1)]));
     send(&mut net, 0, 1, push(Class::High, 9, body(9, 256 << 10)));
@@ -364,17 +370,33 @@ fn bodies_of_a_class_go_one_after_another() {
 }
 
 #[test]
-fn a_class_takes_no_more_while_its_own_bytes_or_more_urgent_ones_wait() {
+fn a_class_takes_no_more_while_its_own_bytes_wait() {
     let (mut net, _) = connected(PERFECT, 2);
     let quic = net.quic(0);
     quic.send(peer(1), push(Class::Normal, 1, body(1, 8 << 20)));
-    assert_eq!(quic.room(peer(1)), Some(Class::High));
+    assert_eq!(quic.room(peer(1)), all_but(&[Class::Normal]));
     quic.send(peer(1), push(Class::Critical, 2, body(2, 8 << 20)));
-    assert_eq!(quic.room(peer(1)), None);
+    assert_eq!(quic.room(peer(1)), all_but(&[Class::Critical, Class::Normal]));
     quic.reset(peer(1), StreamKey(2));
-    assert_eq!(quic.room(peer(1)), Some(Class::High));
+    assert_eq!(quic.room(peer(1)), all_but(&[Class::Normal]));
     quic.reset(peer(1), StreamKey(1));
-    assert_eq!(quic.room(peer(1)), Some(Class::Bulk));
+    assert_eq!(quic.room(peer(1)), Classes::ALL);
+}
+
+#[test]
+fn the_last_streams_are_for_urgent_classes() {
+    let mut net = pair(PERFECT, |config| config.uni_streams = 8);
+    net.nodes[1].machine = Machine::Off;
+    for slot in 0..20 {
+        send(&mut net, 0, 1, batch(Class::Normal, &[small(slot)]));
+    }
+    net.run_for(SECOND / 10);
+    assert_eq!(net.quic(0).room(peer(1)), Classes::down_to(Class::High));
+    for slot in 0..20 {
+        send(&mut net, 0, 1, batch(Class::High, &[small(slot)]));
+    }
+    net.run_for(SECOND / 10);
+    assert!(net.quic(0).room(peer(1)).is_empty());
 }
 
 #[test]
@@ -398,7 +420,7 @@ fn a_push_of_an_unknown_topic_is_stopped_and_nothing_else() {
     assert_eq!(sent(&net, 0, 1), [(5, false)]);
     assert_eq!(net.quic(1).counters().traffic.unknown_topics, 1);
     assert_eq!(net.incoming(1, peer(0)).count(), 0);
-    assert!(net.quic(0).room(peer(1)).is_some());
+    assert!(!net.quic(0).room(peer(1)).is_empty());
 }
 
 #[test]
@@ -428,7 +450,7 @@ fn nothing_is_sent_on_a_link_that_is_gone() {
     let (mut net, _) = connected(PERFECT, 2);
     let now = net.now;
     net.quic(0).disconnect(now, peer(1), CloseCode::Shutdown);
-    assert_eq!(net.quic(0).room(peer(1)), None);
+    assert!(net.quic(0).room(peer(1)).is_empty());
     net.quic(0).send(peer(1), batch(Class::Normal, &[small(1)]));
     net.quic(0).reset(peer(1), StreamKey(1));
     net.run_for(SECOND);

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use super::script::{ensure, millis};
 use crate::sim::member::topic_id;
 use crate::sim::world::World;
-use crate::types::ArtifactId;
+use crate::types::{ArtifactId, Class, PerClass, Weights};
 
 /// Of a hundred bytes of bodies, at most so many more are packets' heads, seals and acknowledgements.
 const PERCENT: u64 = 8;
@@ -69,6 +69,51 @@ pub(super) fn overtaking(world: &mut World) -> Result<(), String> {
 
 /// Bytes of what waits.
 const BULK: usize = 60_000;
+
+/// Everything that there is room for waits at a member in all four classes.
+pub(super) fn floods(world: &mut World) -> Result<(), String> {
+    const SIZE: usize = 20_000;
+    world.pass(millis(500))?;
+    let mut made = PerClass::<Vec<ArtifactId>>::from_fn(|_| Vec::new());
+    for _ in 0..900 {
+        for class in Class::ALL {
+            let mut body = vec![0; SIZE];
+            world.rng.fill(&mut body);
+            let id = world.broadcast(0, class.index(), Bytes::from(body))?;
+            made[class].push(id.ok_or("no room for a flood")?);
+        }
+    }
+    let has = |world: &World, class: Class, id: &ArtifactId| {
+        world.member(1).is_some_and(|m| m.had.contains(&(topic_id(class.index()), *id)))
+    };
+    let delivered = |world: &World| {
+        PerClass::from_fn(|class| made[class].iter().filter(|id| has(world, class, id)).count())
+    };
+    // Each may be ahead of the others for a while first.
+    while delivered(world)[Class::Bulk] < 20 {
+        world.pass(millis(50))?;
+    }
+    let before = delivered(world);
+    while delivered(world)[Class::Critical] < 850 {
+        world.pass(millis(50))?;
+    }
+    let after = delivered(world);
+    let got = Class::ALL.map(|class| after[class] - before[class]);
+    let sum: usize = got.iter().sum();
+    for class in Class::ALL {
+        let (share, weight) = (got[class.index()] * 1_000 / sum, Weights::DEFAULT.of(class) as usize * 10);
+        let fair = share * 10 >= weight * 9 && share * 10 <= weight * 11;
+        ensure(fair, || format!("P7: {class} got {share} thousandths, of {got:?}; its weight is {weight}"))?;
+    }
+    for class in Class::ALL {
+        let drop = |world: &mut World, id: &ArtifactId| {
+            world.with_member(0, |member, now, fx| member.abort(topic_id(class.index()), *id, now, fx))
+        };
+        made[class].iter().try_for_each(|id| drop(world, id))?;
+    }
+    world.make_peace()?;
+    world.finish()
+}
 
 /// Of a receiver's busy link no maker gets less than so many percent of an equal share. The bar of L6 is 80: CUBIC, with
 /// queues that drop at their tail, does not reach it.
