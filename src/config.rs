@@ -7,4 +7,4 @@ mod limits;
 mod topic;
 
 pub use limits::{ConfigError, Granted, LimitLine, Limits, Settings};
-pub use topic::{Advert, Filter, TopicConfig, TopicConfigError, Verdict};
+pub use topic::{Advert, Filter, FilterThread, TopicConfig, TopicConfigError, Verdict};

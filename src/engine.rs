@@ -11,6 +11,7 @@
 //! come back at [`Engine::poll_timeout`]. Everything to be sent is built when it is pulled, from the tables as they are then, so
 //! what is aborted before costs nothing and a stalled peer costs bits.
 
+mod admission;
 mod census;
 mod egress;
 mod ingress;
@@ -35,6 +36,7 @@ use crate::types::{
 };
 use crate::wire::{BatchBuilder, CloseCode, Frame, Hello, Open, Refusal, Refused, Resync};
 
+pub use admission::Judged;
 pub use census::{ArtifactState, Census};
 
 use peer::Boot;
@@ -92,6 +94,21 @@ pub enum Command {
     FilterChanged {
         /// The topic.
         topic: TopicId,
+    },
+    /// Another filter judges from now on: ask it about everything that is wanted later. Verdicts of the one before that are on
+    /// their way do not count.
+    FilterReplaced {
+        /// The topic.
+        topic: TopicId,
+        /// It is asked by [`Engine::poll_question`], not where adverts are heard.
+        elsewhere: bool,
+    },
+    /// What a filter says that is asked elsewhere.
+    Judged {
+        /// The topic.
+        topic: TopicId,
+        /// The answer.
+        judged: Judged,
     },
 }
 
@@ -356,6 +373,16 @@ impl Engine {
                     self.judge_again(index, now);
                 }
             }
+            Command::FilterReplaced { topic, elsewhere } => {
+                if let Some(index) = self.index_of(topic) {
+                    self.filter_replaced(index, elsewhere, now);
+                }
+            }
+            Command::Judged { topic, judged } => {
+                if let Some(index) = self.index_of(topic) {
+                    self.judged(index, &judged, now);
+                }
+            }
         }
         self.drain_fetch_effects(now, fx);
     }
@@ -367,6 +394,9 @@ impl Engine {
             if self.topics.get(index).and_then(Topic::next_turn).is_some_and(|at| at <= now) {
                 self.feed(index, now);
             }
+            if self.topics.get(index).and_then(Topic::next_question).is_some_and(|at| at <= now) {
+                self.ask_open(index, now);
+            }
         }
         self.fetch.handle_timeout(now, &mut self.fetch_effects);
         self.drain_fetch_effects(now, fx);
@@ -377,7 +407,9 @@ impl Engine {
         let healing = self.next_healing().map(|at| (at, "standing heals"));
         let yielding =
             self.topics.iter().filter_map(Topic::next_turn).min().map(|at| (at, "room goes to another body"));
-        self.fetch.poll_timeout().into_iter().chain(healing).chain(yielding).min()
+        let asking =
+            self.topics.iter().filter_map(Topic::next_question).min().map(|at| (at, "a filter is asked"));
+        self.fetch.poll_timeout().into_iter().chain(healing).chain(yielding).chain(asking).min()
     }
 
     /// The next event for a topic's consumer. To be called only when its queue has room.

@@ -27,7 +27,7 @@ mod score;
 mod slots;
 mod view;
 
-pub use admit::Admission;
+pub use admit::{Admission, Question};
 pub use dirty::DirtySet;
 pub use fetch::{Asked, FETCH_KEYS, Fetch, FetchEffect, FetchLimits, Outcome, Request};
 pub use member::{MemberChange, MemberDifference, MemberError, difference};

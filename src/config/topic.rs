@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::types::{ArtifactId, Attribute, Class, HashKind, NodeId, TopicId};
 use crate::wire::MAX_SLOTS;
@@ -33,7 +34,24 @@ pub enum Verdict {
     Discard,
 }
 
-/// The replica's admission filter. Called on the lane's thread: it must not block, and a panic in it counts as `Later`.
+/// Which thread asks a topic's filter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum FilterThread {
+    /// The lane's own, as adverts come: about 60 ns beside the filter's own time, and a pushed body that is wanted is delivered
+    /// as it came. Nothing else of the lane's executor goes on meanwhile, so it must not block. One that exceeds
+    /// [`TopicConfig::FILTER_BUDGET`] three times within a thousand calls of a lane, or once a hundredfold, is asked on a
+    /// thread of its own from then on, until it is replaced.
+    #[default]
+    Lane,
+    /// One of its own for the topic, shared by its lanes: for a filter that takes a lock, or looks something up. It may block for
+    /// as long as it likes; only what it has not judged waits. Each verdict costs two changes of threads, and a pushed body is
+    /// let go before it and fetched after it: a round trip, and its bytes once more. So have the makers of such a topic
+    /// advertise ([`TopicConfig::push_threshold`] of 0).
+    Own,
+}
+
+/// The replica's admission filter: for each advert a verdict. Called on the lane's thread, or on one of its own
+/// ([`FilterThread`]); with several lanes, on several threads at a time. A panic in it counts as `Later`.
 pub type Filter = Arc<dyn Fn(&Advert) -> Verdict + Send + Sync>;
 
 /// One application protocol's artifacts: own limits, own class, own filter, own consumer.
@@ -66,6 +84,8 @@ pub struct TopicConfig {
     pub queue: usize,
     /// Decides by advert what is fetched. Default: everything.
     pub filter: Option<Filter>,
+    /// Where that is asked. Default: on the lane's thread.
+    pub filter_thread: FilterThread,
 }
 
 /// Which setting of a topic is out of range.
@@ -83,6 +103,9 @@ pub struct TopicConfigError {
 }
 
 impl TopicConfig {
+    /// How long a call of a filter may take on the lane's thread. Longer ones are counted as overruns.
+    pub const FILTER_BUDGET: Duration = Duration::from_millis(1);
+
     /// A topic with the defaults.
     pub fn new(id: TopicId, name: &str) -> TopicConfig {
         TopicConfig {
@@ -96,6 +119,7 @@ impl TopicConfig {
             pending_bytes: 256 << 20,
             queue: 4096,
             filter: None,
+            filter_thread: FilterThread::Lane,
         }
     }
 
@@ -108,6 +132,12 @@ impl TopicConfig {
     /// The same with a filter.
     pub fn filter(mut self, filter: impl Fn(&Advert) -> Verdict + Send + Sync + 'static) -> TopicConfig {
         self.filter = Some(Arc::new(filter));
+        self
+    }
+
+    /// The same with a filter that is asked on another thread.
+    pub fn filter_thread(mut self, thread: FilterThread) -> TopicConfig {
+        self.filter_thread = thread;
         self
     }
 

@@ -493,28 +493,4 @@ impl Engine {
             self.feed(index, now);
         }
     }
-
-    /// The filter has changed: everything it wanted later is judged again.
-    pub(super) fn judge_again(&mut self, index: usize, now: Instant) {
-        let Some(topic) = self.topics.get_mut(index) else { return };
-        let (panics, mut judged) = (topic.admission.panics(), Vec::new());
-        topic.admission.handle_filter_changed(&mut judged);
-        self.counters.filter_panics += topic.admission.panics() - panics;
-        let (wanted, discarded): (Vec<_>, Vec<_>) =
-            judged.into_iter().partition(|(_, verdict)| *verdict == Verdict::Want);
-        let later = |topic: &Topic, id: &ArtifactId| topic.stage(id) == Some(Stage::Later);
-        for (Advert { id, .. }, _) in wanted {
-            if later(topic, &id) {
-                topic.admission.forget(&id);
-                topic.starve(&id);
-            }
-        }
-        // Unless somebody's word is good enough.
-        for (Advert { id, .. }, _) in discarded {
-            if later(topic, &id) && !topic.admission.remembers(&id) {
-                topic.advance(&id, Stage::Discarded);
-            }
-        }
-        self.feed(index, now);
-    }
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::mem;
 use std::time::Duration;
 
-use crate::config::TopicConfig;
+use crate::config::{FilterThread, TopicConfig};
 use crate::proto::{
     self, Admission, Origin, Pool, PoolLimits, Promotion, SlotLimits, Slots, View, ViewLimits,
 };
@@ -99,6 +99,8 @@ pub(super) struct Topic {
     pub(super) view: View,
     pub(super) pool: Pool,
     pub(super) admission: Admission,
+    /// When the filter was asked last about what it wanted later.
+    pub(super) asked_at: Instant,
     ledger: IdMap<Entry>,
     /// Wanted artifacts without room; taken up again when bodies go.
     starved: Turns,
@@ -135,11 +137,13 @@ impl Topic {
         // The replica's own bodies are counted by its handle, relays here; each may use `active_bytes`.
         let validated_bytes = config.active_bytes.saturating_mul(2);
         let pool_limits = PoolLimits { validated_bytes, unvalidated_bytes: config.pending_bytes };
+        let elsewhere = config.filter.is_some() && config.filter_thread == FilterThread::Own;
         Topic {
             slots: Slots::new(slot_limits, rng),
             view: View::new(ViewLimits { slots_per_peer: config.slots, peers }, rng),
             pool: Pool::new(pool_limits, rng),
-            admission: Admission::new(config.filter.clone()),
+            admission: Admission::new(config.filter.clone(), elsewhere),
+            asked_at: Instant::ZERO,
             ledger: IdMap::with_hasher(KeyedState::new(rng)),
             starved: Turns::new(peers),
             promised: BTreeSet::new(),
@@ -416,6 +420,11 @@ impl Topic {
     pub(super) fn next_turn(&self) -> Option<Instant> {
         let yields = self.promised.first().map(|(at, _)| *at).filter(|_| !self.starved.is_empty());
         yields.into_iter().chain(self.steps_back().map(|(_, at)| at)).min()
+    }
+
+    /// When the filter is to be asked more, of what it wanted later.
+    pub(super) fn next_question(&self) -> Option<Instant> {
+        self.admission.is_open_here().then_some(self.asked_at)
     }
 
     /// One body that was waited for for long enough, while others starve, loses its room. How it is on its way.
