@@ -83,11 +83,12 @@ pub mod node;
 
 pub mod sim;
 
-pub use config::{Advert, Limits, Settings, TopicConfig, Verdict};
+pub use config::{Advert, FilterThread, Limits, Settings, TopicConfig, Verdict};
 pub use engine::{Artifact, Event};
 pub use node::{
-    BroadcastError, CommandError, Config, Consumer, Deliveries, Disposition, ExecutorConfig, Executors,
-    KeyFile, Node, RecvError, RegistryFile, RegistrySource, StartError, Stats, Topic, TopicError,
+    BroadcastError, Broadcasting, CommandError, Config, Consumer, Deliveries, Disposition, ExecutorConfig,
+    Executors, FilterStats, KeyFile, Node, PeerLag, RecvError, RegistryFile, RegistrySource, StartError,
+    Stats, Topic, TopicError,
 };
 pub use quic::Identity;
 pub use types::{

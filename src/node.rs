@@ -8,6 +8,7 @@
 mod delivery;
 mod driver;
 mod executor;
+mod filter;
 mod handle;
 mod keyfile;
 mod lane;
@@ -21,8 +22,9 @@ pub mod textfile;
 
 pub use delivery::{Consumer, Deliveries, Disposition, RecvError};
 pub use executor::{ExecutorConfig, Executors};
+pub use filter::FilterStats;
 pub use handle::{Config, Node, StartError, TopicError};
 pub use keyfile::{KeyFile, KeyFileError};
 pub use registry::{Record, RegistryError, RegistryFile, RegistrySource, parse_address};
 pub use stats::Stats;
-pub use topic::{BroadcastError, CommandError, Topic};
+pub use topic::{BroadcastError, Broadcasting, CommandError, PeerLag, Topic};

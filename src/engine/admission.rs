@@ -31,6 +31,12 @@ impl Engine {
         self.topics.get_mut(index)?.admission.poll_question()
     }
 
+    /// Whether [`Engine::poll_question`] has one.
+    pub fn has_questions(&self, topic: TopicId) -> bool {
+        let topic = self.index_of(topic).and_then(|index| self.topics.get(index));
+        topic.is_some_and(|topic| topic.admission.has_questions())
+    }
+
     /// The filter has changed: everything it wanted later is judged again.
     pub(super) fn judge_again(&mut self, index: usize, now: Instant) {
         if let Some(topic) = self.topics.get_mut(index) {

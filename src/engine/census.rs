@@ -95,6 +95,18 @@ impl Engine {
         self.fetch.asked_of(peer)
     }
 
+    /// By peer: whether it is connected, and of how many slots of a topic's table it must still hear. Of one that is away, or has
+    /// not opened the topic, that is every active artifact.
+    pub fn lags(&self, topic: TopicId) -> impl Iterator<Item = (bool, usize)> {
+        let topic = self.topic(topic);
+        self.links.iter().enumerate().map(move |(peer, link)| {
+            let backlog = topic.map_or(0, |topic| {
+                topic.slots.backlog_of(PeerIndex(peer as u16)).unwrap_or(topic.slots.len())
+            });
+            (link.connection.is_some(), backlog)
+        })
+    }
+
     /// Bodies being fetched.
     pub fn fetches(&self) -> usize {
         self.fetch.len()

@@ -25,7 +25,7 @@ use super::lane::{Lane, LaneCommand, LaneParts, NewTopic};
 use super::preflight::PreflightError;
 use super::registry::{RegistryError, RegistrySource};
 use super::stats::{LaneBoard, LaneState, Stats};
-use super::topic::{CommandError, Reservations, Topic};
+use super::topic::{CommandError, Topic, TopicParts};
 
 /// What a node is started with.
 #[non_exhaustive]
@@ -257,13 +257,14 @@ impl Node {
                 return Err(TopicError::Open(config.id));
             }
         }
-        let reservations = Arc::new(Reservations::new(&config, inner.membership.lanes()));
+        let wakes = inner.lanes.iter().map(|lane| lane.commands.wake_word().clone()).collect();
+        let parts = TopicParts::new(&config, wakes, inner.membership.members().len());
         let (opened, opening) = bounded(inner.lanes.len());
-        for lane in &inner.lanes {
+        for (index, lane) in inner.lanes.iter().enumerate() {
             let mut command = LaneCommand::Topic(Box::new(NewTopic {
-                config: config.clone(),
+                config: parts.gate.config_for(index, &config),
                 outlet: outlet.clone(),
-                reservations: reservations.clone(),
+                parts: parts.clone(),
                 opened: opened.clone(),
             }));
             loop {
@@ -282,7 +283,7 @@ impl Node {
             opening.recv().map_err(|_| TopicError::Stopped)?;
         }
         inner.limits.lock().unwrap_or_else(PoisonError::into_inner).add_topic(&config);
-        Ok(Topic::new(config, artifact_bytes, reservations, inner.clone()))
+        Ok(Topic::new(config, artifact_bytes, parts, inner.clone()))
     }
 
     /// What the node has counted.
@@ -309,7 +310,16 @@ impl Inner {
         self.lanes.iter().for_each(|lane| lane.commands.wake_word().wake());
     }
 
-    pub(super) fn lanes(&self) -> u16 {
+    pub(super) fn id(&self) -> NodeId {
+        self.id
+    }
+
+    /// By peer index.
+    pub(super) fn members(&self) -> impl Iterator<Item = NodeId> {
+        self.membership.members().iter().map(|member| member.id)
+    }
+
+    fn lanes(&self) -> u16 {
         self.membership.lanes()
     }
 

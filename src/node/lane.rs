@@ -1,5 +1,7 @@
 //! One lane of one node on its executor: transport and engine, joined turn by turn.
 
+mod open;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -10,13 +12,14 @@ use crate::config::TopicConfig;
 use crate::engine::{Command, Effect, Effects, Engine, Event};
 use crate::quic::{self, Quic};
 use crate::sync::Consumer;
-use crate::types::{ArtifactId, Class, Instant, PeerIndex, Received, TopicId, Weights};
+use crate::types::{Class, Instant, PeerIndex, Received, Weights};
 use crate::wire::CloseCode;
 
 use super::delivery::{Disposition, Offered, Outlet};
 use super::io::{Io, Port};
 use super::stats::{LaneBoard, LaneFigures, LaneState};
-use super::topic::Reservations;
+use super::topic::{Room, TopicParts};
+use open::OpenTopic;
 
 /// What the replica's threads send a lane.
 #[derive(Debug)]
@@ -30,28 +33,8 @@ pub(super) enum LaneCommand {
 pub(super) struct NewTopic {
     pub(super) config: TopicConfig,
     pub(super) outlet: Outlet,
-    pub(super) reservations: Arc<Reservations>,
+    pub(super) parts: TopicParts,
     pub(super) opened: Sender<()>,
-}
-
-struct OpenTopic {
-    id: TopicId,
-    outlet: Outlet,
-    reservations: Arc<Reservations>,
-}
-
-impl OpenTopic {
-    /// What a consumer's decision asks of the engine.
-    fn command(&self, lane: u16, id: ArtifactId, disposition: Disposition) -> Option<Command> {
-        let topic = self.id;
-        match disposition {
-            Disposition::Keep => None,
-            Disposition::Validate if self.reservations.take(lane, 0).is_ok() => {
-                Some(Command::Validate { topic, id })
-            }
-            Disposition::Release | Disposition::Validate => Some(Command::Release { topic, id }),
-        }
-    }
 }
 
 /// What a lane is made of; see [`Lane::new`].
@@ -127,14 +110,17 @@ impl Lane {
         if self.parts.stopping.load(Ordering::Relaxed) && self.closing.is_none() {
             self.parts.quic.close(now, CloseCode::Shutdown);
             self.closing = Some(now + Self::FAREWELL);
+            self.topics.iter().for_each(OpenTopic::close);
         }
         busy |= self.take_commands(now);
         busy |= self.timers(now);
         busy |= self.link_events(now);
+        busy |= self.ask_filters(now);
         self.carry_out(now);
         busy |= self.fill(now);
         busy |= self.transmit(now, io, port);
         busy |= self.deliver(now);
+        busy |= self.topics.iter_mut().fold(false, |busy, topic| busy | topic.call_waiting());
         self.figures.turns += 1;
         self.unpublished |= busy;
         if now.saturating_since(self.published) >= Self::PUBLISH {
@@ -151,13 +137,15 @@ impl Lane {
     /// Whether commands wait. To be asked once more after announcing to park.
     pub(super) fn has_commands(&self) -> bool {
         !self.parts.commands.is_empty()
+            || self.topics.iter().any(|topic| topic.desk.has_work())
             || (self.closing.is_none() && self.parts.stopping.load(Ordering::Relaxed))
     }
 
     /// When the next turn is due without any input.
     pub(super) fn deadline(&self) -> Option<Instant> {
         let engine = self.parts.engine.poll_timeout().map(|(at, _)| at);
-        [engine, self.parts.quic.poll_timeout(), self.closing].into_iter().flatten().min()
+        let filters = self.topics.iter().filter_map(|topic| topic.desk.deadline()).min();
+        [engine, self.parts.quic.poll_timeout(), self.closing, filters].into_iter().flatten().min()
     }
 
     /// Publishes the figures when something has changed.
@@ -169,6 +157,9 @@ impl Lane {
         self.figures.quic = *self.parts.quic.counters();
         self.figures.connected_peers = self.parts.quic.connected();
         self.parts.board.publish(&self.figures);
+        for topic in &self.topics {
+            topic.parts.lags.publish(self.parts.index, self.parts.engine.lags(topic.id));
+        }
     }
 
     /// The lane's last word.
@@ -196,20 +187,24 @@ impl Lane {
 
     /// Takes commands, the most urgent first; but some of every class.
     fn take_commands(&mut self, now: Instant) -> bool {
-        let mut left = Self::COMMANDS;
+        let mut taken = 0;
         for class in Class::ALL {
             for _ in 0..self.parts.weights.part(class, Self::COMMANDS / 2) {
                 let Some(command) = self.parts.commands.pop_class(class) else { break };
                 self.take_command(command, now);
-                left -= 1;
+                taken += 1;
             }
         }
-        while left > 0 {
-            let Some((_, command)) = self.parts.commands.pop() else { return false };
+        while taken < Self::COMMANDS
+            && let Some((_, command)) = self.parts.commands.pop()
+        {
             self.take_command(command, now);
-            left -= 1;
+            taken += 1;
         }
-        true
+        if taken > 0 {
+            self.topics.iter_mut().for_each(|topic| topic.freed |= Room::QUEUE);
+        }
+        taken >= Self::COMMANDS
     }
 
     fn take_command(&mut self, command: LaneCommand, now: Instant) {
@@ -222,12 +217,17 @@ impl Lane {
     }
 
     fn open_topic(&mut self, new: NewTopic) {
-        let id = new.config.id;
+        let topic = OpenTopic::new(self.parts.index, &new.config, new.outlet, new.parts);
         if self.parts.engine.handle_topic(new.config) {
-            self.topics.push(OpenTopic { id, outlet: new.outlet, reservations: new.reservations });
+            self.topics.push(topic);
         }
         // Who opened the topic may have given up waiting.
         let _ = new.opened.try_send(());
+    }
+
+    fn ask_filters(&mut self, now: Instant) -> bool {
+        let (engine, fx) = (&mut self.parts.engine, &mut self.effects);
+        self.topics.iter_mut().fold(false, |busy, topic| busy | topic.desk.turn(engine, now, fx))
     }
 
     fn timers(&mut self, now: Instant) -> bool {
@@ -249,8 +249,8 @@ impl Lane {
                 Effect::Reset { peer, key } => self.parts.quic.reset(peer, key),
                 Effect::Disconnect { peer, code } => self.parts.quic.disconnect(now, peer, code),
                 Effect::Freed { topic, bytes } => {
-                    if let Some(topic) = self.topics.iter().find(|open| open.id == topic) {
-                        topic.reservations.free(self.parts.index, bytes);
+                    if let Some(topic) = self.topics.iter_mut().find(|open| open.id == topic) {
+                        topic.free(bytes);
                     }
                 }
             }
@@ -311,7 +311,7 @@ impl Lane {
                     Offered::Gone(Event::Delivered { artifact, .. }) => (artifact.id, Disposition::Release),
                     Offered::Taken | Offered::Gone(_) => continue,
                 };
-                if let Some(command) = topic.command(self.parts.index, id, disposition) {
+                if let Some(command) = topic.command(id, disposition) {
                     self.parts.engine.handle_command(command, now, &mut self.effects);
                 }
             }

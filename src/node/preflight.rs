@@ -222,6 +222,28 @@ pub fn check(needs: &Needs) -> Result<Findings, PreflightError> {
     Ok(Findings { kernel, backend, ring_refused, allowed_cpus, memlock })
 }
 
+/// The CPUs on which a thread may run.
+#[derive(Clone, Copy)]
+pub(super) struct Affinity(Option<libc::cpu_set_t>);
+
+impl Affinity {
+    pub(super) fn of_this_thread() -> Affinity {
+        // SAFETY: a set of bits, for which all zeros is the empty set.
+        let mut cpus: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+        // SAFETY: a local of the stated size, written during the call.
+        let result = unsafe { libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &raw mut cpus) };
+        Affinity((result == 0).then_some(cpus))
+    }
+
+    /// A thread that a pinned one started gets off its CPU. Where the system refuses, it stays.
+    pub(super) fn apply_here(&self) {
+        if let Some(cpus) = &self.0 {
+            // SAFETY: a set of the stated size that outlives the call.
+            unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), cpus) };
+        }
+    }
+}
+
 fn allowed_cpus() -> Vec<usize> {
     core_affinity::get_core_ids().unwrap_or_default().iter().map(|core| core.id).collect()
 }

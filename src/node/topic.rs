@@ -1,16 +1,27 @@
 //! One topic as a replica holds it: broadcast, abort, relay, let go.
 
+mod lag;
+mod room;
+mod wait;
+
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::config::TopicConfig;
+use crate::config::{Advert, TopicConfig, Verdict};
 use crate::engine::Command;
+use crate::sync::{Line, WakeWord};
 use crate::types::{ArtifactId, Attribute, TopicId, Verified};
 
+use super::filter::{FilterStats, Gate};
 use super::handle::Inner;
+
+pub(super) use lag::LagBoard;
+pub use lag::PeerLag;
+pub(super) use room::{Full, Room};
+pub use wait::Broadcasting;
 
 /// Why an artifact was not broadcast. Nothing has changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -30,6 +41,9 @@ pub enum BroadcastError {
     /// Too many commands of this class wait for the lane: try again.
     #[error("too many commands wait for the lane")]
     Busy,
+    /// Neither came to an end in time (only [`Topic::broadcast_wait`]).
+    #[error("no room came free in time")]
+    Timeout,
     /// The node has stopped.
     #[error("the node has stopped")]
     Stopped,
@@ -50,51 +64,37 @@ pub enum CommandError {
     Stopped,
 }
 
-/// Slots and bytes of one topic that handles have taken and lanes have not freed, per lane: how `broadcast` knows at once
-/// that a table is full.
-#[derive(Debug)]
-pub(super) struct Reservations {
-    lanes: Vec<(AtomicU32, AtomicU64)>,
-    slots: u32,
-    bytes: u64,
-}
-
-impl Reservations {
-    pub(super) fn new(config: &TopicConfig, lanes: u16) -> Reservations {
-        let lanes = (0..lanes).map(|_| Default::default()).collect();
-        Reservations { lanes, slots: config.slots, bytes: config.active_bytes }
-    }
-
-    pub(super) fn take(&self, lane: u16, bytes: u64) -> Result<(), BroadcastError> {
-        let (slots, used) = self.lanes.get(usize::from(lane)).ok_or(BroadcastError::Stopped)?;
-        let take = |now: u32| (now < self.slots).then_some(now + 1);
-        slots.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).map_err(|_| BroadcastError::Full)?;
-        let take = |now: u64| now.checked_add(bytes).filter(|sum| *sum <= self.bytes);
-        if used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_err() {
-            slots.fetch_sub(1, Ordering::Relaxed);
-            return Err(BroadcastError::Full);
-        }
-        Ok(())
-    }
-
-    /// Gives one slot and `bytes` back.
-    pub(super) fn free(&self, lane: u16, bytes: u64) {
-        if let Some((slots, used)) = self.lanes.get(usize::from(lane)) {
-            slots.fetch_sub(1, Ordering::Relaxed);
-            used.fetch_sub(bytes, Ordering::Relaxed);
-        }
-    }
-}
-
 /// What the handles of one topic share.
 struct OpenTopic {
     config: TopicConfig,
     artifact_bytes: u32,
-    reservations: Arc<Reservations>,
+    room: Arc<Room>,
+    gate: Arc<Gate>,
+    lags: Arc<LagBoard>,
     node: Arc<Inner>,
 }
 
-/// A handle to one topic, to be cloned and shared among threads at will. No call waits.
+/// What a topic's handles share with its lanes.
+#[derive(Debug, Clone)]
+pub(super) struct TopicParts {
+    pub(super) room: Arc<Room>,
+    pub(super) gate: Arc<Gate>,
+    pub(super) lags: Arc<LagBoard>,
+}
+
+impl TopicParts {
+    /// Of a topic with one lane for each of `wakes`, in a subnet of `members`.
+    pub(super) fn new(config: &TopicConfig, wakes: Vec<Arc<WakeWord>>, members: usize) -> TopicParts {
+        let lanes = wakes.len() as u16;
+        TopicParts {
+            room: Arc::new(Room::new(config, lanes)),
+            gate: Arc::new(Gate::new(config, wakes)),
+            lags: Arc::new(LagBoard::new(lanes, members)),
+        }
+    }
+}
+
+/// A handle to one topic, to be cloned and shared among threads at will. No call waits but [`Topic::broadcast_wait`].
 #[derive(Clone)]
 pub struct Topic {
     inner: Arc<OpenTopic>,
@@ -104,10 +104,11 @@ impl Topic {
     pub(super) fn new(
         config: TopicConfig,
         artifact_bytes: u32,
-        reservations: Arc<Reservations>,
+        parts: TopicParts,
         node: Arc<Inner>,
     ) -> Topic {
-        Topic { inner: Arc::new(OpenTopic { config, artifact_bytes, reservations, node }) }
+        let TopicParts { room, gate, lags } = parts;
+        Topic { inner: Arc::new(OpenTopic { config, artifact_bytes, room, gate, lags, node }) }
     }
 
     /// Makes an artifact active: from now on every member is told of it until it is aborted. Hashes the bytes on the calling
@@ -130,7 +131,35 @@ impl Topic {
     ) -> Result<ArtifactId, BroadcastError> {
         let bytes = bytes.into();
         self.check_size(bytes.len())?;
-        self.start(Verified::hash(self.inner.config.hash, bytes), attribute)
+        self.start(Verified::hash(self.inner.config.hash, bytes), attribute, false)
+    }
+
+    /// [`Topic::broadcast_with`] that waits for room in the topic's table and in the lane's queue, at most for `timeout`: it
+    /// answers neither `Full` nor `Busy`. Who waits is served in the order in which they came, each lane's by itself, and
+    /// before whoever broadcasts or validates without waiting, to whom the table is full meanwhile.
+    ///
+    /// Not to be called where lanes call the replica (filters, inline consumers): the lane that is to make room stands still.
+    ///
+    /// # Errors
+    /// [`BroadcastError::Timeout`], `TooLarge`, or `Stopped`, that also when the node stops meanwhile.
+    pub fn broadcast_wait(
+        &self,
+        bytes: impl Into<Bytes>,
+        attribute: Attribute,
+        timeout: Duration,
+    ) -> Result<ArtifactId, BroadcastError> {
+        self.broadcast_async(bytes, attribute).wait(timeout)
+    }
+
+    /// [`Topic::broadcast_wait`] without a thread that waits, for tasks of any runtime. Bound it by racing it with the runtime's
+    /// timer; dropping it changes nothing. Hashes the bytes here, on the calling thread.
+    ///
+    /// # Errors
+    /// [`BroadcastError::TooLarge`], or `Stopped`, that also when the node stops meanwhile.
+    pub fn broadcast_async(&self, bytes: impl Into<Bytes>, attribute: Attribute) -> Broadcasting {
+        let bytes = bytes.into();
+        let body = self.check_size(bytes.len()).map(|()| Verified::hash(self.inner.config.hash, bytes));
+        Broadcasting::new(self.clone(), body, attribute)
     }
 
     /// [`Topic::broadcast_with`] for many artifacts, which are hashed side by side: of up to 1,024 bytes each, sixteen take about
@@ -144,7 +173,7 @@ impl Topic {
         let bodies = Verified::hash_all(self.inner.config.hash, bodies);
         let started = bodies.zip(attributes).map(|(body, attribute)| {
             self.check_size(body.bytes().len())?;
-            self.start(body, attribute)
+            self.start(body, attribute, false)
         });
         started.collect()
     }
@@ -154,14 +183,17 @@ impl Topic {
         if size > limit as usize { Err(BroadcastError::TooLarge { size, limit }) } else { Ok(()) }
     }
 
-    fn start(&self, body: Verified, attribute: Attribute) -> Result<ArtifactId, BroadcastError> {
-        let OpenTopic { config, reservations, node, .. } = &*self.inner;
+    /// `first`: nobody who waits came before.
+    fn start(&self, body: Verified, attribute: Attribute, first: bool) -> Result<ArtifactId, BroadcastError> {
+        let OpenTopic { config, room, node, .. } = &*self.inner;
         let (id, size) = (body.id(), body.bytes().len() as u64);
         let lane = node.lane_of(&id);
-        reservations.take(lane, size)?;
+        let taken = if first { room.take_first(lane, size) } else { room.take(lane, size) };
+        let closed = || room.line(lane).is_some_and(Line::is_closed);
+        taken.map_err(|Full| if closed() { BroadcastError::Stopped } else { BroadcastError::Full })?;
         let command = Command::Broadcast { topic: config.id, body, attribute };
         node.tell(lane, config.class, command).map_err(|error| {
-            reservations.free(lane, size);
+            room.give_back(lane, size);
             match error {
                 CommandError::Full => BroadcastError::Full,
                 CommandError::Busy => BroadcastError::Busy,
@@ -187,11 +219,11 @@ impl Topic {
     /// # Errors
     /// See [`CommandError`].
     pub fn validate(&self, id: &ArtifactId) -> Result<(), CommandError> {
-        let OpenTopic { reservations, node, .. } = &*self.inner;
+        let OpenTopic { room, node, .. } = &*self.inner;
         let lane = node.lane_of(id);
-        reservations.take(lane, 0).map_err(|_| CommandError::Full)?;
+        room.take(lane, 0).map_err(|Full| CommandError::Full)?;
         self.tell(id, Command::Validate { topic: self.id(), id: *id })
-            .inspect_err(|_| reservations.free(lane, 0))
+            .inspect_err(|_| room.give_back(lane, 0))
     }
 
     /// Lets a delivered artifact go that will not be relayed: its memory no longer counts against `pending_bytes`.
@@ -202,14 +234,37 @@ impl Topic {
         self.tell(id, Command::Release { topic: self.id(), id: *id })
     }
 
-    /// The filter decides differently now: asks it again about everything that it wanted later.
+    /// Another filter decides from now on: every lane asks it from its next question on, and at once about everything that was
+    /// `Later` so far. Verdicts that the one before has not given yet do not count any more. What it discarded stays so until a
+    /// member names it anew.
     ///
-    /// # Errors
-    /// See [`CommandError`]; some lanes may have been asked.
-    pub fn filter_changed(&self) -> Result<(), CommandError> {
-        let OpenTopic { config, node, .. } = &*self.inner;
-        (0..node.lanes())
-            .try_for_each(|lane| node.tell(lane, config.class, Command::FilterChanged { topic: config.id }))
+    /// It is asked on the thread that the topic's settings say, whatever became of the one before. One that blocks on a thread
+    /// of its own keeps that thread until it returns; this one has another.
+    pub fn set_filter(&self, filter: impl Fn(&Advert) -> Verdict + Send + Sync + 'static) {
+        self.inner.gate.install(Some(Arc::new(filter)));
+    }
+
+    /// [`Topic::set_filter`] with one that wants everything, and costs nothing.
+    pub fn remove_filter(&self) {
+        self.inner.gate.install(None);
+    }
+
+    /// The filter decides differently now: asks it again, at once, about everything that was `Later`. However often it is called
+    /// before a lane's next turn, the lane asks once.
+    pub fn filter_changed(&self) {
+        self.inner.gate.announce();
+    }
+
+    /// What the topic's filters have cost so far.
+    pub fn filter_stats(&self) -> FilterStats {
+        self.inner.gate.stats()
+    }
+
+    /// How far each other member is behind what is active here, up to one housekeeping old (5 ms under load).
+    pub fn lag(&self) -> Vec<PeerLag> {
+        let OpenTopic { lags, node, .. } = &*self.inner;
+        let members = node.members().enumerate().filter(|(_, id)| *id != node.id());
+        members.map(|(index, id)| lags.of(id, index)).collect()
     }
 
     /// The topic's id.

@@ -395,8 +395,13 @@ impl Slots {
 
     /// Slots of which a connected peer must still hear.
     pub fn backlog(&self, peer: PeerIndex) -> usize {
+        self.backlog_of(peer).unwrap_or(0)
+    }
+
+    /// The same; `None`: the peer is not connected, or has not opened the topic.
+    pub fn backlog_of(&self, peer: PeerIndex) -> Option<usize> {
         let link = self.links.get(peer.index()).and_then(Option::as_ref);
-        link.map_or(0, |link| link.words.len() + link.bodies.len())
+        link.map(|link| link.words.len() + link.bodies.len())
     }
 
     /// An active artifact and its slot.
