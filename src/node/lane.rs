@@ -202,6 +202,7 @@ impl Lane {
             taken += 1;
         }
         if taken > 0 {
+            self.unpublished = true;
             self.topics.iter_mut().for_each(|topic| topic.freed |= Room::QUEUE);
         }
         taken >= Self::COMMANDS

@@ -117,7 +117,9 @@ impl Line {
 
     /// Nothing is freed any more: all are woken.
     pub fn close(&self) {
-        self.closed.store(true, Ordering::SeqCst);
+        if self.closed.swap(true, Ordering::SeqCst) {
+            return;
+        }
         let all: Vec<Waker> = self.lock().waiters.values().cloned().collect();
         all.into_iter().for_each(Waker::wake);
     }
