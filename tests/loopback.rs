@@ -320,3 +320,32 @@ fn an_inline_consumer_hears_of_every_pause_after_events() {
         seen += run.len();
     }
 }
+
+#[test]
+fn handles_see_how_far_a_peer_is_behind_that_is_away_and_back_again() {
+    let (plan, executors) = (subnet::plan(3, 2), subnet::executors());
+    let mut members: Vec<Running> = (0..3).map(|index| plan.start(&executors, index, &topic())).collect();
+    let make = |members: &[Running], from: u32| {
+        for n in from..from + 40 {
+            members[0].topic.broadcast(n.to_le_bytes().to_vec()).unwrap();
+        }
+    };
+    let lag_of = |members: &[Running], peer| {
+        let lags = members[0].topic.lag();
+        assert_eq!(lags.len(), 2);
+        lags.into_iter().find(|lag| lag.peer == peer).map(|lag| (lag.connected, lag.updates))
+    };
+    let (stays, leaves) = (members[1].node.id(), members[2].node.id());
+    make(&members, 0);
+    (0..40).for_each(|_| drop(delivered(&members[2])));
+    wait_until("nobody is behind", || {
+        [stays, leaves].map(|peer| lag_of(&members, peer)) == [Some((true, 0)); 2]
+    });
+    assert!(members.remove(2).node.shutdown(Duration::from_secs(5)));
+    make(&members, 40);
+    wait_until("one is behind with all that is active", || lag_of(&members, leaves) == Some((false, 80)));
+    wait_until("the other is not", || lag_of(&members, stays) == Some((true, 0)));
+    members.push(plan.start(&executors, 2, &topic()));
+    (0..80).for_each(|_| drop(delivered(&members[2])));
+    wait_until("it has caught up", || lag_of(&members, leaves) == Some((true, 0)));
+}

@@ -184,7 +184,7 @@ fn who_waits_is_served_in_turn_and_who_gives_up_holds_up_nobody() {
 fn a_full_queue_of_commands_is_waited_for() {
     let topic = TopicConfig::new(TopicId(1), "test");
     let (plan, executors) = (subnet::plan(1, 1), subnet::executors());
-    let mut config = corecast::Config::new(plan.identity(0), plan.membership.clone());
+    let mut config = corecast::Config::new(plan.identity(0), plan.membership);
     config.settings.commands = 1;
     let node = corecast::Node::start_on(&executors, config).unwrap();
     let (topic, _deliveries) = node.topic(topic).unwrap();

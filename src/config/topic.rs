@@ -37,7 +37,7 @@ pub enum Verdict {
 /// Which thread asks a topic's filter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum FilterThread {
-    /// The lane's own, as adverts come: about 60 ns beside the filter's own time, and a pushed body that is wanted is delivered
+    /// The lane's own, as adverts come: about 70 ns beside the filter's own time, and a pushed body that is wanted is delivered
     /// as it came. Nothing else of the lane's executor goes on meanwhile, so it must not block. One that exceeds
     /// [`TopicConfig::FILTER_BUDGET`] three times within a thousand calls of a lane, or once a hundredfold, is asked on a
     /// thread of its own from then on, until it is replaced.
