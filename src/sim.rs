@@ -17,6 +17,7 @@
 mod carry;
 mod chaos;
 mod crowd;
+mod deliberation;
 mod effort;
 mod flow;
 mod hanging;

@@ -177,7 +177,7 @@ impl Ground {
         for part in ["corecast", "hunt"] {
             let _ = fs::remove_dir_all(folder.join(part));
         }
-        for part in ["Cargo.toml", "README.md", "benches", "src"] {
+        for part in ["Cargo.toml", "README.md", "benches", "examples", "src"] {
             copy(&package().join(part), &folder.join("corecast").join(part));
         }
         copy(&package().join("Cargo.lock"), &folder.join("hunt/Cargo.lock"));

@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use super::opinion::{Word, opinion};
 use super::options::{Options, TopicOptions};
-use crate::config::{Advert, Granted, Limits, Settings, TopicConfig, Verdict};
-use crate::engine::{ArtifactState, Command, Effect, Effects, Engine, EngineConfig, Event};
+use crate::config::{Advert, FilterThread, Granted, Limits, Settings, TopicConfig, Verdict};
+use crate::engine::{ArtifactState, Command, Effect, Effects, Engine, EngineConfig, Event, Judged};
+use crate::proto::Question;
 use crate::types::{
     ArtifactId, Attribute, ConnectionNumber, Instant, NodeId, PeerIndex, PerClass, RegistryVersion, TopicId,
     Verified,
@@ -63,6 +64,10 @@ pub(super) struct Member {
     generation: Arc<AtomicU64>,
     /// How often its filters have panicked.
     panics: Arc<AtomicU64>,
+    /// By topic.
+    judges: Vec<Judge>,
+    /// Its start's number.
+    pub(super) boot: u64,
     connections: u64,
     index: usize,
 }
@@ -140,8 +145,18 @@ impl Member {
         let generation = Arc::new(AtomicU64::new(generation));
         let panics = Arc::new(AtomicU64::new(0));
         let honest: Arc<[NodeId]> = ids.iter().take(options.members - options.hostile).copied().collect();
-        for (number, topic) in options.topics.iter().enumerate() {
-            engine.handle_topic(config(topic_id(number), topic, &honest, &generation, &panics));
+        let judge = |topic: &TopicOptions| Judge {
+            options: topic.clone(),
+            honest: honest.clone(),
+            generation: generation.clone(),
+        };
+        let judges: Vec<Judge> = options.topics.iter().map(judge).collect();
+        for (number, judge) in judges.iter().enumerate() {
+            let mut config = judge.config(topic_id(number), &panics);
+            if !options.habits.deliberation.is_zero() {
+                config = config.filter_thread(FilterThread::Own);
+            }
+            engine.handle_topic(config);
         }
         Member {
             engine,
@@ -159,6 +174,8 @@ impl Member {
             reserved: BTreeMap::new(),
             generation,
             panics,
+            judges,
+            boot,
             connections: 0,
             index,
         }
@@ -283,11 +300,37 @@ impl Member {
         self.generation.store(generation, Ordering::Relaxed);
     }
 
-    /// The engine hears of it.
-    pub(super) fn tell_filter(&mut self, topics: usize, now: Instant, fx: &mut Effects) {
-        for topic in 0..topics {
-            self.engine.handle_command(Command::FilterChanged { topic: topic_id(topic) }, now, fx);
+    /// The engine hears of it. Where filters deliberate, it is another filter now and then, asked here or elsewhere.
+    pub(super) fn tell_filter(&mut self, deliberate: bool, now: Instant, fx: &mut Effects) {
+        let generation = self.generation.load(Ordering::Relaxed);
+        for topic in (0..self.judges.len()).map(topic_id) {
+            let command = match generation {
+                1 | 2 if deliberate => Command::FilterReplaced { topic, elsewhere: generation == 2 },
+                SETTLED if deliberate && self.index % 2 == 1 => {
+                    Command::FilterReplaced { topic, elsewhere: true }
+                }
+                _ => Command::FilterChanged { topic },
+            };
+            self.engine.handle_command(command, now, fx);
         }
+    }
+
+    /// The next question for a filter elsewhere, and what that will say.
+    pub(super) fn poll_question(&mut self) -> Option<(TopicId, Judged)> {
+        self.judges.iter().enumerate().find_map(|(number, judge)| {
+            let topic = topic_id(number);
+            let Question { ticket, advert } = self.engine.poll_question(topic)?;
+            let judged = Judged { id: advert.id, from: advert.from, ticket, verdict: judge.ask(&advert) };
+            Some((topic, judged))
+        })
+    }
+
+    /// A filter elsewhere has come to its verdict.
+    pub(super) fn judged(&mut self, topic: TopicId, judged: Judged, now: Instant, fx: &mut Effects) {
+        if judged.verdict.is_none() {
+            self.panics.fetch_add(1, Ordering::Relaxed);
+        }
+        self.engine.handle_command(Command::Judged { topic, judged }, now, fx);
     }
 
     /// What an effect gives back.
@@ -321,29 +364,40 @@ impl TopicOptions {
     }
 }
 
-fn config(
-    id: TopicId,
-    options: &TopicOptions,
-    honest: &Arc<[NodeId]>,
-    generation: &Arc<AtomicU64>,
-    panicked: &Arc<AtomicU64>,
-) -> TopicConfig {
-    let mut config = TopicConfig::new(id, "simulated").class(options.class);
-    config.slots = options.slots;
-    config.push_threshold = options.push_threshold;
-    config.pending_bytes = options.pending_bytes;
-    config.active_bytes = options.active_bytes();
-    let (options, honest) = (options.clone(), honest.clone());
-    let (generation, panicked) = (generation.clone(), panicked.clone());
-    config.filter(move |advert| {
-        let generation = generation.load(Ordering::Relaxed);
-        if panics(&options, &advert.id, generation) {
-            panicked.fetch_add(1, Ordering::Relaxed);
-            // A panic that no hook prints.
-            resume_unwind(Box::new("a filter's own bug"));
+/// A topic's filter.
+#[derive(Clone)]
+struct Judge {
+    options: TopicOptions,
+    honest: Arc<[NodeId]>,
+    generation: Arc<AtomicU64>,
+}
+
+impl Judge {
+    /// What it says now; `None`: it panics.
+    fn ask(&self, advert: &Advert) -> Option<Verdict> {
+        let generation = self.generation.load(Ordering::Relaxed);
+        if panics(&self.options, &advert.id, generation) {
+            return None;
         }
         let Advert { id, size, from, .. } = *advert;
-        let lie = (!honest.contains(&from)).then_some(size);
-        judge(&options, &Word { id, from, lie }, generation)
-    })
+        let lie = (!self.honest.contains(&from)).then_some(size);
+        Some(judge(&self.options, &Word { id, from, lie }, generation))
+    }
+
+    fn config(&self, id: TopicId, panicked: &Arc<AtomicU64>) -> TopicConfig {
+        let options = &self.options;
+        let mut config = TopicConfig::new(id, "simulated").class(options.class);
+        config.slots = options.slots;
+        config.push_threshold = options.push_threshold;
+        config.pending_bytes = options.pending_bytes;
+        config.active_bytes = options.active_bytes();
+        let (judge, panicked) = (self.clone(), panicked.clone());
+        config.filter(move |advert| {
+            judge.ask(advert).unwrap_or_else(|| {
+                panicked.fetch_add(1, Ordering::Relaxed);
+                // A panic that no hook prints.
+                resume_unwind(Box::new("a filter's own bug"))
+            })
+        })
+    }
 }

@@ -77,8 +77,8 @@ impl World {
 
     /// The engine hears of it.
     pub(super) fn tell_filter(&mut self, node: usize) -> Result<(), String> {
-        let topics = self.options.topics.len();
-        self.with_member(node, |member, now, fx| member.tell_filter(topics, now, fx))
+        let deliberate = !self.options.habits.deliberation.is_zero();
+        self.with_member(node, |member, now, fx| member.tell_filter(deliberate, now, fx))
     }
 }
 

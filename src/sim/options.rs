@@ -209,6 +209,9 @@ pub struct Habits {
     pub again_percent: u64,
     /// The longest from a change of what filters go by until the engine hears of it; zero for at once.
     pub notice: Duration,
+    /// The longest that filters on a thread of their own take for a verdict; zero: they are asked where adverts are heard. Others
+    /// are so now and then, as the replica swaps them.
+    pub deliberation: Duration,
 }
 
 /// What hostile members do.
@@ -272,6 +275,7 @@ impl Options {
                 same_one_in: 20,
                 again_percent: 0,
                 notice: Duration::ZERO,
+                deliberation: Duration::ZERO,
             },
             lies: Lies {
                 every: millis(5 + rng.below(100)),
@@ -290,6 +294,7 @@ impl Options {
         options.hang();
         options.sway();
         options.pester();
+        options.deliberate();
         options
     }
 
@@ -297,10 +302,13 @@ impl Options {
     pub(super) fn is_calm(&self) -> bool {
         let Faults { cut_every, crash_every, pause_every, close_every, leap_every, .. } = &self.faults;
         let faults = [cut_every, crash_every, pause_every, close_every, leap_every];
-        let Habits { same_one_in, again_percent, .. } = self.habits;
-        let mishaps = [self.links.lose_one_in, self.hostile as u64, same_one_in, again_percent];
+        let Habits { same_one_in, again_percent, deliberation, .. } = self.habits;
+        // A pushed body whose verdict is awaited comes twice.
+        let fetched_again = deliberation.as_nanos() as u64;
+        let mishaps =
+            [self.links.lose_one_in, self.hostile as u64, same_one_in, again_percent, fetched_again];
         let datagrams = [self.datagrams.lose_one_in, self.datagrams.damage_one_in];
-        faults.iter().all(|every| every.is_zero()) && mishaps == [0; 4] && datagrams == [0; 2]
+        faults.iter().all(|every| every.is_zero()) && mishaps == [0; 5] && datagrams == [0; 2]
     }
 
     /// After the end of all faults, the longest until every active artifact is everywhere: connections are lost and made
@@ -324,6 +332,7 @@ impl Options {
         2 * self.links.idle_timeout
             + Duration::from_secs(2)
             + self.habits.notice
+            + 2 * self.habits.deliberation
             + hedges
             + 20 * trip
             + 2 * transfer

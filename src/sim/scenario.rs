@@ -296,6 +296,8 @@ impl Scenario {
             Scenario::FilterFlips => {
                 busy(options, 10, 20);
                 options.habits.notice = Duration::from_millis(rng.below(200));
+                let longest = if rng.one_in(2) { 200 } else { 1 };
+                options.habits.deliberation = Duration::from_millis(rng.below(longest));
             }
             Scenario::Liars => {
                 let silent_percent = rng.below(100);
@@ -411,6 +413,7 @@ fn quiet(seed: u64) -> Options {
             same_one_in: 20,
             again_percent: 0,
             notice: Duration::ZERO,
+            deliberation: Duration::ZERO,
         },
         lies: Lies::default(),
         budget: Budget::default(),
@@ -425,6 +428,7 @@ fn calm(seed: u64) -> Options {
     options.datagrams = Datagrams::calm();
     let habits = &mut options.habits;
     (habits.stall_one_in, habits.same_one_in, habits.again_percent) = (0, 0, 0);
+    habits.deliberation = Duration::ZERO;
     let tables: u64 = options.topics.iter().map(|topic| u64::from(topic.slots) * topic.largest).sum();
     options.links.rate = options.links.rate.max(20 * tables);
     options.links.window = options.links.window.max(tables);

@@ -16,7 +16,7 @@ use super::options::{Level, Options};
 use super::oracle::Oracle;
 use super::patience::Patience;
 use super::witness::Witness;
-use crate::engine::{Effect, Effects, Event};
+use crate::engine::{Effect, Effects, Event, Judged};
 use crate::quic::Identity;
 use crate::types::{ArtifactId, Classes, Instant, NodeId, PeerIndex, Rng, TopicId};
 use crate::wire::Outgoing;
@@ -76,6 +76,13 @@ pub(super) enum Happening {
     /// The engine hears that its filters judge by something else.
     FilterChanged {
         node: usize,
+    },
+    /// A filter that was asked by this start of a member has come to its verdict.
+    Judged {
+        node: usize,
+        boot: u64,
+        topic: TopicId,
+        judged: Judged,
     },
     Heal {
         pair: (usize, usize),
@@ -364,6 +371,7 @@ impl World {
             Happening::Lie { node } => self.lie(node),
             Happening::Fault { kind } => self.fault(kind),
             Happening::FilterChanged { node } => self.tell_filter(node),
+            Happening::Judged { node, boot, topic, judged } => self.judged(node, boot, topic, judged),
             Happening::Heal { pair: (a, b) } => {
                 for (from, to) in [(a, b), (b, a)] {
                     if let Some(wire) = &mut self.wire {
@@ -503,7 +511,7 @@ impl World {
             }
             let moved = due | !fx.is_empty();
             self.carry_out(node, fx)?;
-            let heard = self.hear_links(node)?;
+            let heard = self.hear_links(node)? | self.ask_filters(node);
             self.carry_out_pending()?;
             if !(self.send_all(node)? | self.consume(node)? | self.transmit(node) | moved | heard) {
                 self.arm(node);
