@@ -41,6 +41,10 @@
 //! abort  replica → slots (clear) → unsent: nothing left to send · started: stream reset → far view clears → fetch cancels
 //! ```
 //!
+//! A topic's filter is asked where adverts are heard, or on a thread of its own ([`FilterThread`]): then the engine hands out
+//! questions and takes verdicts, and meanwhile the artifact waits by name. Whoever has no room to broadcast is told so, or waits
+//! in line ([`Topic::broadcast_wait`], [`Topic::broadcast_async`]).
+//!
 //! A node is S lanes; artifact `id` belongs to lane `id mod S` on every member, so on the data path nothing crosses cores. An
 //! executor is one pinned thread that turns its lanes one after another over one io_uring and parks inside that ring.
 //!
@@ -52,7 +56,7 @@
 //! | P2 | bytes handed over under an id hash to it, and a member advertised it | [`types::Verified`], [`proto::View`] |
 //! | P3 | an older update never overrides a newer one | [`proto::View`]: newest (connection, version) wins |
 //! | P4 | every table, queue and buffer is bounded | [`config::Limits`], which the node prints |
-//! | P5 | a slow peer or consumer does not delay the others | [`engine`]: all is built when it is pulled |
+//! | P5 | a slow peer, consumer or filter does not delay the others | [`engine`]: all is built when it is pulled |
 //! | P6 | each body crosses each link at most once, none twice | [`engine`]: one stage per artifact; [`proto::Fetch`] |
 //! | P7 | critical overtakes bulk at every hop | [`sync`], [`engine`], [`quic`]: bulk is held back |
 //!

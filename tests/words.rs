@@ -4,13 +4,14 @@
 mod lane;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 
-use corecast::config::{Advert, Verdict};
-use corecast::engine::{Command, Effect, Effects, Event};
+use corecast::config::{Advert, FilterThread, Verdict};
+use corecast::engine::{ArtifactState, Command, Effect, Effects, Event, Judged};
+use corecast::proto::Question;
 use corecast::types::{ArtifactId, Attribute, Class, Classes, HashKind, NodeId, PeerIndex, Verified};
 use corecast::wire::{Change, FetchRequest, Incoming, Outgoing, Reply};
 use lane::{HONEST, Lane, SILENT, SIZE, TOPIC};
@@ -122,4 +123,88 @@ fn a_request_that_its_peer_gives_up_is_forgotten() {
         lane.engine.handle_link(SILENT, given_up, lane.now, &mut Effects::new());
     }
     assert_eq!(lane.engine.census().replies, 0);
+}
+
+/// The filter of the lane's topic is asked elsewhere.
+fn asked_elsewhere() -> Lane {
+    Lane::with(|topic| {
+        topic.filter = Some(Arc::new(|_: &Advert| panic!("it is not asked here")));
+        topic.filter_thread = FilterThread::Own;
+    })
+}
+
+fn answer(lane: &mut Lane, question: &Question, verdict: Verdict) {
+    let Question { ticket, advert } = question;
+    let judged = Judged { id: advert.id, from: advert.from, ticket: *ticket, verdict: Some(verdict) };
+    lane.engine.handle_command(Command::Judged { topic: TOPIC, judged }, lane.now, &mut Effects::new());
+}
+
+#[test]
+fn a_pushed_body_is_let_go_before_its_verdict_and_fetched_after_it() {
+    let mut lane = asked_elsewhere();
+    let body = Bytes::from(vec![7; SIZE as usize]);
+    let id = HashKind::Blake3.id(&body);
+    lane.say(HONEST, 0, 1, Change::Push { attribute: Attribute::EMPTY, body });
+    assert_eq!(lane.engine.pool_bytes(TOPIC), (0, 0));
+    let question = lane.engine.poll_question(TOPIC).unwrap();
+    assert_eq!((question.advert.id, question.advert.from), (id, of(HONEST)));
+    assert_eq!(lane.asked(HONEST, HOUR), []);
+    answer(&mut lane, &question, Verdict::Want);
+    assert_eq!(lane.asked(HONEST, Duration::from_secs(1)), [id]);
+}
+
+#[test]
+fn the_friendliest_verdict_from_elsewhere_counts_in_whatever_order_they_come() {
+    for order in [[0, 1], [1, 0]] {
+        let mut lane = asked_elsewhere();
+        lane.say(SILENT, 0, 1, advert(ID, SIZE));
+        lane.say(HONEST, 0, 1, advert(ID, SIZE - 1));
+        let questions = [(); 2].map(|()| lane.engine.poll_question(TOPIC).unwrap());
+        for at in order {
+            answer(&mut lane, &questions[at], [Verdict::Discard, Verdict::Want][at]);
+        }
+        assert!(!lane.asked(HONEST, Duration::from_secs(9)).is_empty());
+        assert_eq!(lane.engine.census().later, 0);
+    }
+}
+
+#[test]
+fn a_verdict_on_what_was_withdrawn_or_is_active_does_nothing() {
+    let mut lane = asked_elsewhere();
+    lane.say(HONEST, 0, 1, advert(ID, SIZE));
+    let question = lane.engine.poll_question(TOPIC).unwrap();
+    lane.say(HONEST, 0, 2, Change::Clear);
+    answer(&mut lane, &question, Verdict::Want);
+    assert_eq!((lane.asked(HONEST, HOUR), lane.engine.state_of(TOPIC, &ID)), (vec![], None));
+
+    let body = Verified::hash(HashKind::Blake3, Bytes::from_static(b"made here, too"));
+    lane.say(HONEST, 1, 3, advert(body.id(), SIZE));
+    let question = lane.engine.poll_question(TOPIC).unwrap();
+    let id = body.id();
+    let broadcast = Command::Broadcast { topic: TOPIC, body, attribute: Attribute::EMPTY };
+    lane.engine.handle_command(broadcast, lane.now, &mut Effects::new());
+    answer(&mut lane, &question, Verdict::Discard);
+    assert_eq!(lane.engine.state_of(TOPIC, &id), Some(ArtifactState::Active));
+}
+
+#[test]
+fn of_many_a_thousand_are_asked_again_at_a_time() {
+    let asked = Arc::new(AtomicU32::new(0));
+    let seen = asked.clone();
+    let mut lane = Lane::with(|topic| {
+        topic.filter = Some(Arc::new(move |_: &Advert| {
+            seen.fetch_add(1, Ordering::Relaxed);
+            Verdict::Later
+        }));
+    });
+    (0..2500).for_each(|number| assert_ne!(lane.name(HONEST, number), ID));
+    let named = asked.swap(0, Ordering::Relaxed);
+    filter_changed(&mut lane);
+    let mut steps = vec![asked.load(Ordering::Relaxed)];
+    while let Some((at, "a filter is asked")) = lane.engine.poll_timeout() {
+        assert!(at <= lane.now);
+        lane.engine.handle_timeout(lane.now, &mut Effects::new());
+        steps.push(asked.load(Ordering::Relaxed));
+    }
+    assert_eq!((steps, named), (vec![1024, 2048, 2500], 2500));
 }

@@ -164,6 +164,10 @@ impl Limits {
     pub const REFUSALS: usize = 4096;
     /// Memory that one of them takes.
     pub(crate) const REFUSED_BYTES: u64 = 32;
+    /// Questions of one lane that wait for a filter which has a thread of its own; more wait in the lane, by name.
+    pub const FILTER_QUESTIONS: usize = 256;
+    /// Memory that one of them and its answer take, where a filter that was replaced may have left as many again.
+    const QUESTION_BYTES: u64 = 384;
     /// Memory that the engine and the transport need to name one stream.
     const STREAM_BYTES: u64 = 512;
 
@@ -235,6 +239,8 @@ impl Limits {
         line(format!("topic {}: active bodies, own and relayed", topic.name), 2 * lanes * topic.active_bytes);
         line(format!("topic {}: received bodies", topic.name), lanes * topic.pending_bytes);
         line(format!("topic {}: slot tables", topic.name), lanes * tables);
+        let questions = lanes * Self::FILTER_QUESTIONS as u64 * Self::QUESTION_BYTES;
+        line(format!("topic {}: questions to its filter", topic.name), questions);
         // A lane that finds room offers one body, however large.
         let bodies = topic.pending_bytes + lanes * u64::from(self.artifact_bytes);
         line(format!("topic {}: event queue", topic.name), topic.queue as u64 * 192 + bodies);

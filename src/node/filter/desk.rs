@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, bounded};
 
+use crate::config::Limits;
 use crate::engine::{Command, Effects, Engine, Judged};
 use crate::types::Instant;
 
@@ -36,8 +37,8 @@ struct Post {
 }
 
 impl Desk {
-    /// Questions of one lane that wait for one filter; more wait in the engine, by name.
-    const OUT: usize = 256;
+    /// Questions that wait for one filter; more wait in the engine.
+    const OUT: usize = Limits::FILTER_QUESTIONS;
     /// When to look again whether the filter's thread has room, or can be started.
     const RETRY: (Duration, Duration) = (Duration::from_millis(1), Duration::from_secs(1));
 

@@ -41,6 +41,8 @@ pub(super) struct Reply {
     pub(super) wake: Arc<WakeWord>,
 }
 
+const _: () = assert!(2 * size_of::<Asked>() + size_of::<Judged>() <= 384, "as the bounds count them");
+
 impl Worker {
     /// Starts a thread, with room for `capacity` questions, and one more for each of `lanes`, who look for room first.
     pub(super) fn start(gate: &Arc<Gate>, capacity: usize, lanes: usize) -> io::Result<Worker> {
