@@ -73,11 +73,39 @@ fn as_much_as_goes_through_is_delivered() {
 
 #[test]
 fn probes_come_beside_bulk() {
-    let figures = run("mixed --nodes 3 --size 262144 --seconds 2 --mtu 8900");
+    let figures = run("mixed --nodes 3 --size 262144 --probe-size 500 --seconds 2 --mtu 8900");
     check_deliveries(&figures);
-    check_latency(&figures, "/probe_latency_us");
-    assert!(number(&figures, "/probes") >= 50.0, "{figures}");
-    assert!(number(&figures, "/bulk_alone_gbit_s") > 0.0 && number(&figures, "/bulk_kept_ratio") > 0.0);
+    for place in ["/probe_unloaded_us", "/probe_loaded_us", "/probe_quorum_latency_us"] {
+        check_latency(&figures, place);
+    }
+    // A hundred a second, for a third of the time.
+    assert!(number(&figures, "/probes") >= 40.0, "{figures}");
+    assert_eq!((number(&figures, "/probe_size"), number(&figures, "/probes_lost")), (500.0, 0.0));
+    let gbit_s = |part: &str| number(&figures, &format!("/bulk_{part}_gbit_s"));
+    assert!(gbit_s("alone") > 0.0 && gbit_s("loaded") == number(&figures, "/goodput_gbit_s"), "{figures}");
+    let kept = number(&figures, "/bulk_kept_ratio");
+    assert!((kept - gbit_s("loaded") / gbit_s("alone")).abs() < 1e-3 * kept, "{figures}");
+    let slower = number(&figures, "/probe_loaded_us/p99") / number(&figures, "/probe_unloaded_us/p99");
+    assert!((number(&figures, "/probe_p99_ratio") - slower).abs() < 1e-3 * slower, "{figures}");
+}
+
+#[test]
+fn every_class_says_what_it_had_of_the_whole() {
+    let figures = run("classes --nodes 3 --size 20000 --inflight 32 --seconds 1 --weights 4,3,2,1");
+    check_deliveries(&figures);
+    let (mut shares, mut gbit_s) = (0.0, 0.0);
+    for (class, weight) in [("critical", 0.4), ("high", 0.3), ("normal", 0.2), ("bulk", 0.1)] {
+        let figure = |name: &str| number(&figures, &format!("/classes/{class}/{name}"));
+        assert_eq!(figure("weight"), weight, "{class}");
+        let by_weight = figure("share") / weight;
+        assert!((figure("share_by_weight") - by_weight).abs() < 1e-3 * by_weight.max(1.0), "{class}");
+        shares += figure("share");
+        gbit_s += figure("goodput_gbit_s");
+    }
+    let all = number(&figures, "/goodput_gbit_s");
+    assert!((shares - 1.0).abs() < 1e-3 && (gbit_s - all).abs() < 1e-3 * all, "{figures}");
+    check_latency(&figures, "/classes/critical/latency_us");
+    assert!(number(&figures, "/cores_busy") > 0.0);
 }
 
 #[test]
@@ -178,6 +206,9 @@ fn bad_input_gets_one_line() {
         ("mixed --size 1e9", "invalid digit"),
         ("latency --rate 0", "0 is not in 1..=1000000"),
         ("mixed --rate 0", "0 is not in 1..="),
+        ("classes --weights 4,3,2", "write one for each class, the most urgent first, as in 40,30,20,10"),
+        ("classes --size 15", "15 is not in 16..=67108864"),
+        ("mixed --probe-size 15", "15 is not in 16..=67108864"),
         ("rejoin --rate 0", "0 is not in 1..="),
         ("bulk --seconds 0", "0 is not in 1..=86400"),
         ("idle --seconds 0", "0 is not in 1..=86400"),
@@ -202,6 +233,7 @@ fn options_of_another_workload_are_refused() {
         ("small", "--stall process"),
         ("latency", "--inflight 5"),
         ("mixed", "--makers first"),
+        ("classes", "--rate 5"),
         ("consensus", "--size 100"),
         ("consensus", "--inflight 2"),
         ("stall", "--away-seconds 3"),
@@ -238,7 +270,9 @@ fn an_output_that_cannot_be_written_is_known_before_the_run() {
 fn help_names_every_workload() {
     let desk = tempfile::tempdir().unwrap();
     let help = String::from_utf8(tool(LOAD, desk.path(), "--help").stdout).unwrap();
-    for workload in ["bulk", "small", "latency", "mixed", "consensus", "stall", "rejoin", "idle", "sim"] {
+    for workload in
+        ["bulk", "small", "latency", "mixed", "classes", "consensus", "stall", "rejoin", "idle", "sim"]
+    {
         assert!(help.lines().any(|line| line.trim_start().starts_with(workload)), "{workload} in {help}");
     }
     assert!(!help.contains("receivers"));

@@ -43,7 +43,7 @@ pub(crate) fn report(choice: &Choice, board: &Board, outcome: &Outcome) -> Resul
     });
     if choice.workload == Workload::Mixed {
         let [last, quorum] = board.latencies(&[Kind::Probe])?;
-        report["probe_latency_us"] = quantiles(&last);
+        report["probe_loaded_us"] = quantiles(&last);
         report["probe_quorum_latency_us"] = quantiles(&quorum);
     }
     if choice.workload == Workload::Consensus {

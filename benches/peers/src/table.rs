@@ -80,9 +80,9 @@ fn figures(workload: Workload) -> Vec<Figure> {
         Workload::Mixed => {
             let probe = |name, path| figure(name, path, Less);
             vec![
-                probe("probe p50", "/probe_latency_us/p50"),
-                probe("probe p99", "/probe_latency_us/p99"),
-                probe("probe max", "/probe_latency_us/max"),
+                probe("probe p50", "/probe_loaded_us/p50"),
+                probe("probe p99", "/probe_loaded_us/p99"),
+                probe("probe max", "/probe_loaded_us/max"),
                 GBIT,
                 CPU_GIB,
                 PEAK,

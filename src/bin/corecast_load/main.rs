@@ -1,7 +1,9 @@
 //! corecast-load: how much, how fast, at what cost, with all nodes of a subnet on this host.
 
 mod board;
+mod classes;
 mod idle;
+mod mixed;
 mod options;
 mod receivers;
 mod rejoin;
@@ -34,8 +36,9 @@ fn run(tool: &Tool) -> Result<(), Fault> {
         Tool::Bulk(options) => workload::throughput(options, true),
         Tool::Small(options) => workload::throughput(options, false),
         Tool::Latency(options) => workload::latency(options),
-        Tool::Mixed(options) => workload::mixed(options),
+        Tool::Mixed(options) => mixed::run(options),
         Tool::Consensus(options) => workload::consensus(options),
+        Tool::Classes(options) => classes::run(options),
         Tool::Stall(options) => stall::run(options),
         Tool::Rejoin(options) => rejoin::run(options),
         Tool::Idle(options) => idle::run(options),

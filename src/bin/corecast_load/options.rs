@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum, value_parser};
 
+use crate::classes::Weights;
 use crate::sim::SimOptions;
 use crate::subnet::cores::{self, CoreList};
 use crate::subnet::fault::{Exit, Fault};
@@ -32,10 +33,12 @@ pub(crate) enum Tool {
     Small(Throughput),
     /// Latency of single artifacts, made at fixed times whether or not the subnet keeps up
     Latency(Latency),
-    /// Critical probes at fixed times beside bulk of the same node, in turn with that bulk alone
+    /// Critical probes at fixed times, bulk, and both of the same node, in turn
     Mixed(Mixed),
     /// Blocks, shares and ingress messages of consensus rounds of a second, aborted after two to four rounds
     Consensus(Consensus),
+    /// All four classes from one node, each with more to send than goes through, and how they share
+    Classes(Classes),
     /// Bulk while one receiver stops and comes back
     Stall(Stall),
     /// A node that ends and starts again while the others go on
@@ -152,9 +155,27 @@ pub(crate) struct Mixed {
     /// Bulk artifacts on their way at a time
     #[arg(long, value_name = "K", default_value_t = 16, value_parser = value_parser!(u32).range(1..=4096))]
     pub(crate) inflight: u32,
-    /// Probes per second, of 1024 bytes each
+    /// Bytes of each probe
+    #[arg(long, value_name = "BYTES", default_value_t = 1024, value_parser = value_parser!(u32).range(SIZES))]
+    pub(crate) probe_size: u32,
+    /// Probes per second
     #[arg(long, value_name = "PER_SECOND", default_value_t = 100, value_parser = value_parser!(u32).range(1..=100_000))]
     pub(crate) rate: u32,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Classes {
+    #[command(flatten)]
+    pub(crate) run: Run,
+    /// Bytes of each artifact
+    #[arg(long, value_name = "BYTES", default_value_t = 64 << 10, value_parser = value_parser!(u32).range(SIZES))]
+    pub(crate) size: u32,
+    /// Artifacts of each class on their way at a time
+    #[arg(long, value_name = "K", default_value_t = 128, value_parser = value_parser!(u32).range(1..=4096))]
+    pub(crate) inflight: u32,
+    /// What each class is to have of a contended link, the most urgent first: what the shares are held against
+    #[arg(long, value_name = "C,H,N,B", default_value = "40,30,20,10")]
+    pub(crate) weights: Weights,
 }
 
 #[derive(Debug, Args)]

@@ -6,9 +6,8 @@ use corecast::config::TopicConfig;
 use corecast::types::{Class, TopicId};
 use serde_json::json;
 
-use crate::options::{Consensus, Latency, Makers, Mixed, Run, Throughput};
-use crate::report::{Figures, Output, Report, digits, latency_us, quantiles};
-use crate::subnet::counters::{gbit_s, ratio};
+use crate::options::{Consensus, Latency, Makers, Run, Throughput};
+use crate::report::{Figures, Output, Report, latency_us, quantiles};
 use crate::subnet::fault::Fault;
 use crate::subnet::flow::{self, Edge, Hold, Measured, Outcome, Pace, Stream, Times};
 use crate::subnet::loopback::{self, Plan};
@@ -18,11 +17,9 @@ use crate::subnet::stop::Stop;
 use crate::system::{self, Used};
 
 /// Seconds that a workload measures when nothing else is said.
-const SECONDS: u64 = 10;
-/// Bytes of a probe beside bulk.
-const PROBE: usize = 1024;
+pub(crate) const SECONDS: u64 = 10;
 /// How long deliveries may take after the last artifact was made.
-const GRACE: Duration = Duration::from_secs(10);
+pub(crate) const GRACE: Duration = Duration::from_secs(10);
 /// How long the nodes may take to end.
 pub(crate) const SHUTDOWN: Duration = Duration::from_secs(2);
 
@@ -81,7 +78,7 @@ fn makers(makers: Makers, nodes: u16) -> usize {
 }
 
 /// Adds a topic with room for what its makers have on their way.
-fn add_topic(plan: &mut Plan, name: &str, class: Class, size: u32, inflight: u32, relay: bool) {
+pub(crate) fn add_topic(plan: &mut Plan, name: &str, class: Class, size: u32, inflight: u32, relay: bool) {
     plan.settings.artifact_bytes = plan.settings.artifact_bytes.max(size);
     let mut topic = TopicConfig::new(TopicId(plan.topics.len() as u16 + 1), name);
     topic.class = class;
@@ -120,7 +117,7 @@ fn single(
     output.conclude(&report, outcome)
 }
 
-fn once(run: &Run, plan: &Plan, streams: Vec<Stream>) -> Result<(Outcome, Used, u64), Fault> {
+pub(crate) fn once(run: &Run, plan: &Plan, streams: Vec<Stream>) -> Result<(Outcome, Used, u64), Fault> {
     let stop = Stop::on_signals()?;
     let inline = !run.queued && streams.iter().all(Stream::is_noted);
     let mut subnet = loopback::start(&Plan { inline, ..plan.clone() })?;
@@ -133,7 +130,7 @@ fn once(run: &Run, plan: &Plan, streams: Vec<Stream>) -> Result<(Outcome, Used, 
     Ok((outcome, used, peak_rss_bytes))
 }
 
-fn measure_once(
+pub(crate) fn measure_once(
     subnet: &mut Subnet,
     streams: Vec<Stream>,
     times: Times,
@@ -148,90 +145,11 @@ fn measure_once(
 }
 
 /// Ends the nodes, whatever became of their work; the first fault is the one that is told.
-fn shut_down<T>(subnet: Subnet, measured: Result<T, Fault>) -> Result<T, Fault> {
+pub(crate) fn shut_down<T>(subnet: Subnet, measured: Result<T, Fault>) -> Result<T, Fault> {
     drop((subnet.ports, subnet.feeds));
     let ended = subnet.host.shutdown(SHUTDOWN);
     let measured = measured?;
     ended.map(|()| measured)
-}
-
-/// mixed: probes beside bulk, in turn with bulk alone, so that both see the same minutes of the machine.
-pub(crate) fn mixed(options: &Mixed) -> Result<(), Fault> {
-    let (run, size) = (&options.run, options.size as usize);
-    let mut plan = Plan { inline: !run.queued, ..run.plan(run.nodes(4))? };
-    add_topic(&mut plan, "probe", Class::Critical, PROBE as u32, 4096, false);
-    add_topic(&mut plan, "bulk", Class::Bulk, options.size, options.inflight, false);
-    let output = Output::open(run)?;
-    let stop = Stop::on_signals()?;
-    let mut subnet = loopback::start(&plan)?;
-    system::run_promptly();
-    let measured = alternate(options, &mut subnet, &stop);
-    let peak_rss_bytes = resident::peak_rss_bytes();
-    let [(mut alone, _), (beside, used)] = shut_down(subnet, measured)?;
-    let (bulk, probe) = (&beside.kinds[0], &beside.kinds[1]);
-    let mut report = Report::new(&Figures {
-        workload: "mixed",
-        nodes: plan.nodes,
-        run,
-        size,
-        outcome: &beside,
-        measured: bulk,
-        used,
-        peak_rss_bytes,
-    });
-    let alone_gbit_s = gbit_s(alone.kinds[0].bytes, alone.seconds);
-    let kept = ratio(gbit_s(bulk.bytes, beside.seconds), alone_gbit_s);
-    report.add("probe_latency_us", latency_us(&probe.last));
-    report.add("probe_quorum_latency_us", latency_us(&probe.quorum));
-    report.add("probe_late_us", latency_us(&probe.late));
-    report.add("probes", probe.artifacts);
-    report.add("bulk_alone_gbit_s", digits(alone_gbit_s));
-    report.add("bulk_kept_ratio", digits(kept));
-    report.row("bulk alone", format!("{alone_gbit_s:.2} Gbit/s, of which {:.1} % are kept", 100.0 * kept));
-    report.row("probes to the last receiver", quantiles(&probe.last));
-    report.row("probes to the quorum", quantiles(&probe.quorum));
-    report.row("of that, made late by", quantiles(&probe.late));
-    alone.merge(&beside);
-    output.conclude(&report, &alone)
-}
-
-/// Bulk alone and with probes, phase by phase.
-fn alternate(options: &Mixed, subnet: &mut Subnet, stop: &Stop) -> Result<[(Outcome, Used); 2], Fault> {
-    let bulk = Stream {
-        maker: 0,
-        topic: 1,
-        kind: 0,
-        sizes: vec![options.size as usize],
-        pace: Pace::Closed { inflight: options.inflight as usize },
-        hold: Hold::UntilComplete,
-        relay: false,
-    };
-    let every = Duration::from_secs_f64(1.0 / f64::from(options.rate));
-    let pace = Pace::Open { first: Duration::ZERO, every };
-    let probe = Stream { topic: 0, kind: 1, sizes: vec![PROBE], pace, ..bulk };
-    let measure = options.run.measure(SECONDS);
-    // Phases of about a second, as many alone as with probes.
-    let rounds = (measure.as_secs() / 2).clamp(1, 100) as u32;
-    let measure = measure / 2 / rounds;
-    let times = Times { warm_up: (measure / 5).min(Duration::from_millis(200)), measure, grace: GRACE };
-    let mut phase = |streams: Vec<Stream>| measure_once(subnet, streams, times, stop);
-    // Not measured: windows open, memory is there.
-    phase(vec![bulk.clone()])?;
-    // The probe first: it is made before the bulk that is due at the same time.
-    let mut alone = phase(vec![bulk.clone()])?;
-    let mut beside = phase(vec![probe.clone(), bulk.clone()])?;
-    for _ in 1..rounds {
-        if stop.is_set() {
-            break;
-        }
-        let (outcome, used) = phase(vec![bulk.clone()])?;
-        alone.0.merge(&outcome);
-        alone.1.add(&used);
-        let (outcome, used) = phase(vec![probe.clone(), bulk.clone()])?;
-        beside.0.merge(&outcome);
-        beside.1.add(&used);
-    }
-    Ok([alone, beside])
 }
 
 /// consensus: what a subnet's rounds send.

@@ -388,8 +388,12 @@ impl Flow {
         }
         // Whatever grew since the last look counts as beyond what is on its way.
         self.peak.look(Instant::now(), self.bytes_on_the_way);
-        let slots = self.streams.iter().flat_map(|state| &state.slots).filter(|slot| !slot.given_up);
-        self.flaws.lost = slots.map(|slot| u64::from(slot.missing.count_ones())).sum();
+        for state in &self.streams {
+            let awaited = state.slots.iter().filter(|slot| !slot.given_up);
+            let lost = awaited.map(|slot| u64::from(slot.missing.count_ones())).sum::<u64>();
+            self.kinds[state.stream.kind].lost += lost;
+            self.flaws.lost += lost;
+        }
     }
 
     fn next_due(&self, now: Instant) -> Instant {

@@ -19,6 +19,8 @@ pub(crate) struct Measured {
     pub(crate) artifacts: u64,
     /// Deliveries to one node each.
     pub(crate) deliveries: u64,
+    /// Over the whole run: deliveries that never came.
+    pub(crate) lost: u64,
     /// Bytes delivered.
     pub(crate) bytes: u64,
     /// From making to each delivery.
@@ -36,7 +38,7 @@ impl Measured {
     pub(crate) fn new() -> Result<Measured, Fault> {
         let latency = Latency::new;
         let (each, quorum, last, late) = (latency()?, latency()?, latency()?, latency()?);
-        Ok(Measured { artifacts: 0, deliveries: 0, bytes: 0, each, quorum, last, late })
+        Ok(Measured { artifacts: 0, deliveries: 0, lost: 0, bytes: 0, each, quorum, last, late })
     }
 
     /// One more delivery.
@@ -50,6 +52,7 @@ impl Measured {
     pub(crate) fn merge(&mut self, other: &Measured) {
         self.artifacts += other.artifacts;
         self.deliveries += other.deliveries;
+        self.lost += other.lost;
         self.bytes += other.bytes;
         self.each.merge(&other.each);
         self.quorum.merge(&other.quorum);
