@@ -138,9 +138,77 @@ fn a_receiver_that_stops_loses_nothing_that_is_active() {
         }
         assert!(number(&figures, "/stall/aborted_unseen") > 0.0, "it did not stop: {figures}");
         assert_eq!(number(&figures, "/stall/active_at_return"), 64.0, "{figures}");
-        let (peak, bound) =
-            (number(&figures, "/stall/peak_rss_bytes"), number(&figures, "/stall/bound_bytes"));
-        assert!(peak > 0.0 && peak < bound, "{peak} of {bound}");
+        check_bound(&figures, "/stall");
+        check_parts(&figures, "/stall/latency_us");
+        check_p99_ratio(&figures, "/stall/p99_ratio", "/stall/latency_us");
+    }
+}
+
+/// The most memory is something, and within the bound.
+fn check_bound(figures: &Value, place: &str) {
+    let [peak, bound] =
+        ["peak_rss_bytes", "bound_bytes"].map(|name| number(figures, &format!("{place}/{name}")));
+    assert!(peak > 0.0 && peak < bound, "{peak} of {bound}");
+}
+
+/// There is a latency of each part of the run.
+fn check_parts(figures: &Value, place: &str) {
+    for part in ["before", "during", "after"] {
+        check_latency(figures, &format!("{place}/{part}"));
+    }
+}
+
+fn check_p99_ratio(figures: &Value, place: &str, parts: &str) {
+    let [before, during] = ["before", "during"].map(|part| number(figures, &format!("{parts}/{part}/p99")));
+    let ratio = during / before;
+    assert!((number(figures, place) - ratio).abs() < 1e-3 * ratio, "{place}: {figures}");
+}
+
+#[test]
+fn a_consumer_that_takes_nothing_gets_what_is_active_when_it_goes_on() {
+    for held in ["critical", "bulk"] {
+        let line = "--nodes 3 --rate 400 --size 20000 --seconds 1 --hold-seconds 2";
+        let figures = run(&format!("slow-consumer --held {held} {line}"));
+        check_deliveries(&figures);
+        let figure = |name: &str| number(&figures, &format!("/slow_consumer/{name}"));
+        assert_eq!(figures["slow_consumer"]["held_class"], held);
+        assert_eq!((figure("lost"), figure("twice"), figure("active_at_return")), (0.0, 0.0, 256.0));
+        assert!(figure("recovered_ms") > 0.0 && figure("aborted_unseen") > 0.0, "{figures}");
+        assert!(figure("stale_at_return") <= figure("aborted_unseen"), "{figures}");
+        check_bound(&figures, "/slow_consumer");
+        check_parts(&figures, "/slow_consumer/same_topic_latency_us");
+        for class in ["critical", "high", "normal", "bulk"].into_iter().filter(|class| *class != held) {
+            let place = format!("/slow_consumer/others/{class}");
+            check_parts(&figures, &place);
+            check_p99_ratio(&figures, &format!("{place}/p99_ratio"), &place);
+        }
+        assert!(figures["slow_consumer"]["others"][held].is_null(), "{figures}");
+        assert!(figure("p99_ratio") > 0.0);
+    }
+}
+
+#[test]
+fn a_storm_of_aborts_leaves_nothing_behind() {
+    let figures = run("abort-storm --nodes 3 --size 100000 --rate 300 --life-ms 5 --seconds 1");
+    let figure = |name: &str| number(&figures, &format!("/abort_storm/{name}"));
+    assert!((100.0..=300.0).contains(&figure("pairs")), "{figures}");
+    assert!(figure("delivered_everywhere") <= figure("delivered_anywhere"), "{figures}");
+    assert!(figure("delivered_anywhere") <= figure("pairs"), "{figures}");
+    let delivered = figure("deliveries_before_abort") + figure("deliveries_after_abort");
+    assert!(delivered <= 2.0 * figure("pairs") && figure("delivered_anywhere") <= delivered, "{figures}");
+    assert!(delivered * 100_000.0 <= figure("maker_sent_bytes"), "{figures}");
+    assert!(figure("sent_after_last_abort_bytes") < figure("maker_sent_bytes"), "{figures}");
+    assert!(figure("undelivered_bytes_per_pair") <= figure("maker_sent_bytes_per_pair"), "{figures}");
+    assert!(figure("may_be_in_flight_bytes") > 0.0);
+    // The least table, and two receivers.
+    assert_eq!(
+        (figure("delivered_at_rest"), figure("fresh"), figure("fresh_deliveries")),
+        (0.0, 64.0, 128.0)
+    );
+    check_bound(&figures, "/memory");
+    for name in ["rss_start_bytes", "rss_end_bytes"] {
+        let bytes = number(&figures, &format!("/memory/{name}"));
+        assert!(bytes > 0.0 && bytes <= number(&figures, "/memory/peak_rss_bytes"), "{figures}");
     }
 }
 
@@ -207,6 +275,11 @@ fn bad_input_gets_one_line() {
         ("latency --rate 0", "0 is not in 1..=1000000"),
         ("mixed --rate 0", "0 is not in 1..="),
         ("classes --weights 4,3,2", "write one for each class, the most urgent first, as in 40,30,20,10"),
+        ("slow-consumer --held urgent", "possible values: critical, high, normal, bulk"),
+        ("slow-consumer --hold-seconds 0", "0 is not in 1..=3600"),
+        ("abort-storm --rate 0", "0 is not in 1..=100000"),
+        ("abort-storm --life-ms 10001", "10001 is not in 0..=10000"),
+        ("abort-storm --life-ms 10000", "lower --rate, --life-ms or --size"),
         ("classes --size 15", "15 is not in 16..=67108864"),
         ("mixed --probe-size 15", "15 is not in 16..=67108864"),
         ("rejoin --rate 0", "0 is not in 1..="),
@@ -237,6 +310,8 @@ fn options_of_another_workload_are_refused() {
         ("consensus", "--size 100"),
         ("consensus", "--inflight 2"),
         ("stall", "--away-seconds 3"),
+        ("slow-consumer", "--stall process"),
+        ("abort-storm", "--inflight 3"),
         ("rejoin", "--stall-seconds 3"),
         ("idle", "--size 100"),
         ("idle", "--rate 1"),
@@ -253,7 +328,17 @@ fn options_of_another_workload_are_refused() {
 fn an_output_that_cannot_be_written_is_known_before_the_run() {
     let desk = tempfile::tempdir().unwrap();
     // Runs of an hour, were they to begin.
-    for workload in ["bulk", "mixed", "consensus", "stall", "rejoin --rate 1", "idle"] {
+    for workload in [
+        "bulk",
+        "mixed",
+        "classes",
+        "consensus",
+        "stall",
+        "slow-consumer",
+        "abort-storm",
+        "rejoin --rate 1",
+        "idle",
+    ] {
         let line = format!("{workload} --seconds 3600 --out missing/figures.json");
         refuses(desk.path(), &line, 73, "missing/figures.json: cannot be written: No such file");
     }
@@ -270,9 +355,20 @@ fn an_output_that_cannot_be_written_is_known_before_the_run() {
 fn help_names_every_workload() {
     let desk = tempfile::tempdir().unwrap();
     let help = String::from_utf8(tool(LOAD, desk.path(), "--help").stdout).unwrap();
-    for workload in
-        ["bulk", "small", "latency", "mixed", "classes", "consensus", "stall", "rejoin", "idle", "sim"]
-    {
+    for workload in [
+        "bulk",
+        "small",
+        "latency",
+        "mixed",
+        "classes",
+        "consensus",
+        "stall",
+        "slow-consumer",
+        "abort-storm",
+        "rejoin",
+        "idle",
+        "sim",
+    ] {
         assert!(help.lines().any(|line| line.trim_start().starts_with(workload)), "{workload} in {help}");
     }
     assert!(!help.contains("receivers"));

@@ -15,6 +15,7 @@ use corecast::types::{Class, TopicId};
 
 use crate::cli::Devnet;
 use crate::subnet::fault::Fault;
+use crate::subnet::inline::Inline;
 use crate::subnet::loopback::Plan;
 use crate::subnet::stop::Stop;
 use crate::subnet::{cores, loopback, terminal};
@@ -53,7 +54,7 @@ fn plan(options: &Devnet, topics: Vec<TopicConfig>) -> Result<Plan, Fault> {
         spin: Duration::from_micros(options.spin),
         settings,
         topics,
-        inline: false,
+        inline: Inline::None,
     };
     plan.check()?;
     Ok(plan)

@@ -1,5 +1,6 @@
 //! Artifacts by number and who lacks them, for runs in which not every node is there all the time.
 
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
@@ -21,6 +22,8 @@ pub(crate) struct Entry {
     pub(crate) missing: u128,
     /// Not aborted.
     pub(crate) active: bool,
+    /// In which it was made.
+    phase: usize,
     /// A quorum had it once; everyone that counts had it once.
     reached: (bool, bool),
 }
@@ -44,6 +47,8 @@ pub(crate) struct Board {
     /// One bit for each node whose deliveries count for the latency to the last receiver.
     pub(crate) counted: u128,
     pub(crate) measured: Measured,
+    /// The same by the phase in which an artifact was made, of the nodes that count alone.
+    phases: Vec<Measured>,
     pub(crate) flaws: Flaws,
 }
 
@@ -52,8 +57,8 @@ impl Board {
     pub(crate) fn new(nodes: usize, size: usize) -> Result<Board, Fault> {
         let mut template = vec![0; size];
         Rng::new(0x636f_7265_6361_7374).fill(&mut template);
-        let (measured, flaws) = (Measured::new()?, Flaws::default());
-        let mut board = Board { nodes, template, entries: Vec::new(), counted: 0, measured, flaws };
+        let (measured, phases, flaws) = (Measured::new()?, vec![Measured::new()?], Flaws::default());
+        let mut board = Board { nodes, template, entries: Vec::new(), counted: 0, measured, phases, flaws };
         board.counted = board.everyone();
         Ok(board)
     }
@@ -67,9 +72,35 @@ impl Board {
         self.entries.len()
     }
 
+    /// What is made from here on belongs to the next phase; the one before the first call is phase 0.
+    pub(crate) fn begin_phase(&mut self) -> Result<(), Fault> {
+        self.phases.push(Measured::new()?);
+        Ok(())
+    }
+
+    /// What was measured of a phase that has begun.
+    pub(crate) fn phase(&self, phase: usize) -> &Measured {
+        &self.phases[phase]
+    }
+
     /// The next artifact's body.
     pub(crate) fn body(&self) -> Bytes {
-        let mut body = BytesMut::from(&self.template[..]);
+        self.stamped(BytesMut::from(&self.template[..]))
+    }
+
+    /// The same in the memory of an old body, if nobody else holds one.
+    pub(crate) fn body_from(&self, old: &mut VecDeque<Bytes>) -> Bytes {
+        match old.pop_front().map(Bytes::try_into_mut) {
+            Some(Ok(body)) => self.stamped(body),
+            Some(Err(held)) => {
+                old.push_back(held);
+                self.body()
+            }
+            None => self.body(),
+        }
+    }
+
+    fn stamped(&self, mut body: BytesMut) -> Bytes {
         body[..STAMP].copy_from_slice(&(self.next() as u64).to_le_bytes());
         body.freeze()
     }
@@ -82,7 +113,8 @@ impl Board {
     /// The next artifact is active, since `start`.
     pub(crate) fn add(&mut self, maker: usize, id: ArtifactId, start: Instant) {
         let missing = self.everyone() & !(1 << maker);
-        self.entries.push(Entry { id, maker, start, missing, active: true, reached: (false, false) });
+        let phase = self.phases.len() - 1;
+        self.entries.push(Entry { id, maker, start, missing, active: true, phase, reached: (false, false) });
     }
 
     pub(crate) fn entry(&self, number: usize) -> &Entry {
@@ -133,15 +165,21 @@ impl Board {
             }
         }
         let took = at.saturating_duration_since(entry.start);
+        let phase = &mut self.phases[entry.phase];
         self.measured.count_delivery(size, took);
+        if bit & self.counted != 0 {
+            phase.count_delivery(size, took);
+        }
         if entry.missing.count_ones() as usize <= faulty(self.nodes) && !entry.reached.0 {
             entry.reached.0 = true;
-            self.measured.quorum.record(took);
+            [&mut self.measured, &mut *phase].into_iter().for_each(|measured| measured.quorum.record(took));
         }
         if entry.missing & self.counted == 0 && !entry.reached.1 {
             entry.reached.1 = true;
-            self.measured.last.record(took);
-            self.measured.artifacts += 1;
+            for measured in [&mut self.measured, phase] {
+                measured.last.record(took);
+                measured.artifacts += 1;
+            }
         }
         Delivery::Due
     }
@@ -151,9 +189,10 @@ impl Board {
         self.active().map(|entry| u64::from(entry.missing.count_ones())).sum()
     }
 
-    /// How long ago the artifact of this number was to be made.
+    /// How long ago the artifact that was made last was to be made.
     pub(crate) fn count_late(&mut self, late: Duration) {
         self.measured.late.record(late);
+        self.phases.iter_mut().rev().take(1).for_each(|phase| phase.late.record(late));
     }
 }
 
@@ -180,6 +219,32 @@ mod tests {
         assert_eq!((board.measured.artifacts, board.measured.deliveries, board.lost()), (1, 2, 1));
         assert_eq!(board.deliver(3, Some(0), now), Delivery::Due);
         assert_eq!((board.measured.artifacts, board.lost(), board.flaws), (1, 0, Flaws::default()));
+    }
+
+    #[test]
+    fn a_delivery_counts_in_the_phase_in_which_its_artifact_was_made_if_its_node_counts() {
+        let mut board = board();
+        board.counted = 0b0111;
+        board.begin_phase().unwrap();
+        let id = corecast::HashKind::Blake3.id(&board.body());
+        board.add(0, id, Instant::now());
+        (1..4).for_each(|node| assert_eq!(board.deliver(node, Some(1), Instant::now()), Delivery::Due));
+        assert_eq!(board.deliver(1, Some(0), Instant::now()), Delivery::Due);
+        let counts = |measured: &Measured| (measured.artifacts, measured.deliveries);
+        assert_eq!((counts(board.phase(0)), counts(board.phase(1))), ((0, 1), (1, 2)));
+        assert_eq!(counts(&board.measured), (1, 4));
+    }
+
+    #[test]
+    fn an_old_body_serves_again_once_nobody_holds_it() {
+        let mut board = board();
+        let (free, held) = (board.body(), board.body());
+        let (place, holder) = (free.as_ptr(), held.clone());
+        let mut old = VecDeque::from([held, free]);
+        board.add(0, corecast::HashKind::Blake3.id(&holder), Instant::now());
+        assert_eq!(Board::number(&board.body_from(&mut old)), Some(2));
+        let body = board.body_from(&mut old);
+        assert_eq!((body.as_ptr(), Board::number(&body), old.len()), (place, Some(2), 1));
     }
 
     #[test]

@@ -1,14 +1,17 @@
 //! corecast-load: how much, how fast, at what cost, with all nodes of a subnet on this host.
 
+mod abort_storm;
 mod board;
 mod classes;
 mod idle;
+mod intake;
 mod mixed;
 mod options;
 mod receivers;
 mod rejoin;
 mod report;
 mod sim;
+mod slow_consumer;
 mod stall;
 #[path = "../subnet/mod.rs"]
 #[allow(dead_code, reason = "each tool uses its part")]
@@ -40,6 +43,8 @@ fn run(tool: &Tool) -> Result<(), Fault> {
         Tool::Consensus(options) => workload::consensus(options),
         Tool::Classes(options) => classes::run(options),
         Tool::Stall(options) => stall::run(options),
+        Tool::SlowConsumer(options) => slow_consumer::run(options),
+        Tool::AbortStorm(options) => abort_storm::run(options),
         Tool::Rejoin(options) => rejoin::run(options),
         Tool::Idle(options) => idle::run(options),
         Tool::Sim(options) => sim::run(options),

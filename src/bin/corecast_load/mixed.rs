@@ -11,6 +11,7 @@ use crate::report::{Figures, Output, Report, digits, latency_us, quantiles};
 use crate::subnet::counters::{gbit_s, ratio};
 use crate::subnet::fault::Fault;
 use crate::subnet::flow::{Hold, Outcome, Pace, Stream, Times};
+use crate::subnet::inline::Inline;
 use crate::subnet::loopback::{self, Plan};
 use crate::subnet::port::Subnet;
 use crate::subnet::resident;
@@ -26,7 +27,7 @@ const PROBES: u32 = 4096;
 
 pub(crate) fn run(options: &Mixed) -> Result<(), Fault> {
     let (run, size) = (&options.run, options.size as usize);
-    let mut plan = Plan { inline: !run.queued, ..run.plan(run.nodes(4))? };
+    let mut plan = Plan { inline: Inline::all(!run.queued), ..run.plan(run.nodes(4))? };
     add_topic(&mut plan, "probe", Class::Critical, options.probe_size, PROBES, false);
     add_topic(&mut plan, "bulk", Class::Bulk, options.size, options.inflight, false);
     let output = Output::open(run)?;

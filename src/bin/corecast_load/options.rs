@@ -4,12 +4,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum, value_parser};
+use corecast::Class;
 
 use crate::classes::Weights;
 use crate::sim::SimOptions;
 use crate::subnet::cores::{self, CoreList};
 use crate::subnet::fault::{Exit, Fault};
 use crate::subnet::flow::{MAX_NODES, STAMP};
+use crate::subnet::inline::Inline;
 use crate::subnet::loopback::Plan;
 
 /// Bytes of an artifact: the stamp that tells them apart, up to the most that a node takes.
@@ -41,6 +43,10 @@ pub(crate) enum Tool {
     Classes(Classes),
     /// Bulk while one receiver stops and comes back
     Stall(Stall),
+    /// One topic's consumer at one node takes nothing for a time, while every topic goes on
+    SlowConsumer(SlowConsumer),
+    /// Artifacts made at fixed times and aborted milliseconds later
+    AbortStorm(AbortStorm),
     /// A node that ends and starts again while the others go on
     Rejoin(Rejoin),
     /// Nodes that are connected, and nothing to send
@@ -61,8 +67,8 @@ pub(crate) struct Run {
     /// Lanes of each node
     #[arg(long, default_value_t = 1, value_parser = value_parser!(u16).range(1..=256))]
     pub(crate) lanes: u16,
-    /// Seconds that are measured, after a warm-up of a fifth of them (at most one second); for stall and rejoin those before
-    /// the mishap, and as many after it [default: 10; stall and rejoin 5]
+    /// Seconds that are measured, after a warm-up of a fifth of them (at most one second); for stall, slow-consumer and
+    /// rejoin those before the mishap, and as many after it [default: 10; stall, slow-consumer and rejoin 5]
     #[arg(long, value_parser = value_parser!(u64).range(1..=86_400))]
     pub(crate) seconds: Option<u64>,
     /// Bytes of UDP payload of a datagram at most, 1200 to 9000
@@ -187,6 +193,51 @@ pub(crate) struct Consensus {
     pub(crate) relay: bool,
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct SlowConsumer {
+    #[command(flatten)]
+    pub(crate) run: Run,
+    /// Class of the topic whose consumer at one node takes nothing for a time; the other classes have a topic of probes each
+    #[arg(long, value_name = "CLASS", default_value = "normal", value_parser = class_of)]
+    pub(crate) held: Class,
+    /// Seconds that it takes nothing for
+    #[arg(long, default_value_t = 10, value_parser = value_parser!(u64).range(1..=3600))]
+    pub(crate) hold_seconds: u64,
+    /// Bytes of each artifact of that topic
+    #[arg(long, value_name = "BYTES", default_value_t = 64 << 10, value_parser = value_parser!(u32).range(SIZES))]
+    pub(crate) size: u32,
+    /// Artifacts per second of that topic
+    #[arg(long, value_name = "PER_SECOND", default_value_t = 500, value_parser = value_parser!(u32).range(1..=100_000))]
+    pub(crate) rate: u32,
+    /// Bytes of each probe
+    #[arg(long, value_name = "BYTES", default_value_t = 1024, value_parser = value_parser!(u32).range(SIZES))]
+    pub(crate) probe_size: u32,
+    /// Probes per second of each other topic
+    #[arg(long, value_name = "PER_SECOND", default_value_t = 100, value_parser = value_parser!(u32).range(1..=100_000))]
+    pub(crate) probe_rate: u32,
+}
+
+/// A class by its name.
+fn class_of(name: &str) -> Result<Class, String> {
+    let found = Class::ALL.into_iter().find(|class| class.to_string() == name);
+    found.ok_or_else(|| "possible values: critical, high, normal, bulk".to_owned())
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct AbortStorm {
+    #[command(flatten)]
+    pub(crate) run: Run,
+    /// Bytes of each artifact
+    #[arg(long, value_name = "BYTES", default_value_t = 1 << 20, value_parser = value_parser!(u32).range(SIZES))]
+    pub(crate) size: u32,
+    /// Artifacts per second
+    #[arg(long, value_name = "PER_SECOND", default_value_t = 1000, value_parser = value_parser!(u32).range(1..=100_000))]
+    pub(crate) rate: u32,
+    /// Milliseconds from making an artifact to its abort
+    #[arg(long, value_name = "MILLISECONDS", default_value_t = 10, value_parser = value_parser!(u64).range(0..=10_000))]
+    pub(crate) life_ms: u64,
+}
+
 /// How a receiver stops.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum StallKind {
@@ -267,6 +318,6 @@ impl Run {
         let lanes_in_all = usize::from(nodes) * usize::from(self.lanes);
         let cores = cores::choose(self.cores.as_ref(), lanes_in_all)?;
         let (lanes, spin, topics) = (self.lanes, self.spin()?, Vec::new());
-        Ok(Plan { nodes, lanes, cores, spin, settings, topics, inline: false })
+        Ok(Plan { nodes, lanes, cores, spin, settings, topics, inline: Inline::None })
     }
 }

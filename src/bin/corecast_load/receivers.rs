@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use crate::board::Board;
 use crate::subnet::counters::Counters;
 use crate::subnet::fault::{Exit, Fault};
+use crate::subnet::inline::Inline;
 use crate::subnet::loopback::{self, Roster};
 use crate::subnet::port::{Arrival, Feed, Host, Port};
 use crate::subnet::real::{self, Nodes, Started, counters};
@@ -98,7 +99,7 @@ impl Order {
         let start = |key: &String| {
             let mut config = Config::new(identity(key)?, Arc::clone(&record));
             config.settings = settings.clone();
-            real::start(&executors, config, &topics, false)
+            real::start(&executors, config, &topics, Inline::None)
         };
         self.keys.iter().map(start).collect()
     }

@@ -10,12 +10,12 @@ use std::time::{Duration, Instant};
 
 use corecast::Node;
 use crossbeam_channel::{Receiver, RecvTimeoutError, unbounded};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::board::{Board, Delivery};
 use crate::options::{Stall, StallKind};
 use crate::receivers::{self, Order, Receivers, Said};
-use crate::report::{Figures, Output, Report, digits, mib};
+use crate::report::{Figures, Output, Report, digits, latency_us, mib, quantiles};
 use crate::subnet::counters::{Counters, gbit_s, ratio};
 use crate::subnet::fault::{Exit, Fault};
 use crate::subnet::flow::Outcome;
@@ -184,9 +184,9 @@ impl Drill {
         let around = options.run.measure(SECONDS);
         // Windows open first.
         self.go_on((around / 5).min(Duration::from_secs(1)))?;
-        let before = self.go_on(around)?;
+        let before = self.next_phase(around)?;
         self.halt(options.stall, true)?;
-        let during = self.go_on(Duration::from_secs(options.stall_seconds))?;
+        let during = self.next_phase(Duration::from_secs(options.stall_seconds))?;
         self.pinned = self.board.next();
         let bit = 1 << self.stalled;
         self.awaited =
@@ -195,7 +195,7 @@ impl Drill {
         self.back = Some(Instant::now());
         self.recovered = (self.awaited == 0).then_some(Duration::ZERO);
         self.halt(options.stall, false)?;
-        let after = self.go_on(around)?;
+        let after = self.next_phase(around)?;
         Ok([before, during, after])
     }
 
@@ -207,7 +207,12 @@ impl Drill {
         }
     }
 
-    /// Makes as much as the healthy receivers take, for this long.
+    /// The next part of the run, in which it makes as much as the healthy receivers take, for this long.
+    fn next_phase(&mut self, time: Duration) -> Result<Phase, Fault> {
+        self.board.begin_phase()?;
+        self.go_on(time)
+    }
+
     fn go_on(&mut self, time: Duration) -> Result<Phase, Fault> {
         let begin = Instant::now();
         self.phase = Phase::default();
@@ -344,7 +349,7 @@ impl Drill {
         let (used, counters) = sum(&reports);
         let outcome = Outcome {
             seconds: phases.iter().map(|phase| phase.seconds).sum(),
-            kinds: vec![board.measured],
+            kinds: vec![board.measured.clone()],
             counters,
             flaws: board.flaws,
             again: 0,
@@ -381,6 +386,7 @@ impl Drill {
             "stalled_peak_rss_bytes": stalled.peak_rss_bytes,
             "stalled_bound_bytes": stalled.bound_bytes,
         });
+        let figures = with_latency(figures, &board, &mut report);
         report.add("stall", figures);
         let told = format!("{before:.2} Gbit/s before, {during:.2} during ({ratio:.2}), {after:.2} after");
         let against = |peak, bound| format!("{} of at most {}", mib(peak), mib(bound));
@@ -393,6 +399,22 @@ impl Drill {
         report.row("aborted before it had them", outcome.forestalled.to_string());
         output.conclude(&report, &outcome)
     }
+}
+
+/// Adds what the healthy receivers waited for each artifact, by the part of the run in which it was made.
+fn with_latency(mut figures: Value, board: &Board, report: &mut Report) -> Value {
+    let [before, during, after] = [1, 2, 3].map(|phase| &board.phase(phase).each);
+    for (name, latency) in [("before", before), ("during", during), ("after", after)] {
+        figures["latency_us"][name] = latency_us(latency);
+    }
+    let slower = |quantile: f64| ratio(during.quantile_us(quantile), before.quantile_us(quantile));
+    figures["p50_ratio"] = json!(digits(slower(0.5)));
+    figures["p99_ratio"] = json!(digits(slower(0.99)));
+    report.row("deliveries to them before", quantiles(before));
+    report.row("during", quantiles(during));
+    report.row("after", quantiles(after));
+    report.row("p99 during by that before", format!("{:.2}", slower(0.99)));
+    figures
 }
 
 /// What all processes have used and counted between the two reports of each.

@@ -10,6 +10,7 @@ use crate::options::{Consensus, Latency, Makers, Run, Throughput};
 use crate::report::{Figures, Output, Report, latency_us, quantiles};
 use crate::subnet::fault::Fault;
 use crate::subnet::flow::{self, Edge, Hold, Measured, Outcome, Pace, Stream, Times};
+use crate::subnet::inline::Inline;
 use crate::subnet::loopback::{self, Plan};
 use crate::subnet::port::Subnet;
 use crate::subnet::resident;
@@ -119,7 +120,7 @@ fn single(
 
 pub(crate) fn once(run: &Run, plan: &Plan, streams: Vec<Stream>) -> Result<(Outcome, Used, u64), Fault> {
     let stop = Stop::on_signals()?;
-    let inline = !run.queued && streams.iter().all(Stream::is_noted);
+    let inline = Inline::all(!run.queued && streams.iter().all(Stream::is_noted));
     let mut subnet = loopback::start(&Plan { inline, ..plan.clone() })?;
     system::run_promptly();
     let measure = run.measure(SECONDS);

@@ -10,6 +10,31 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 
 use super::port::{Arrival, Feed, HEAD};
 
+/// Which topics' deliveries are consumed on the lanes' own threads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Inline {
+    /// None: whoever makes artifacts takes them from the nodes' queues.
+    None,
+    All,
+    /// All but that of this index.
+    AllBut(usize),
+}
+
+impl Inline {
+    /// All, or none.
+    pub(crate) fn all(all: bool) -> Inline {
+        if all { Inline::All } else { Inline::None }
+    }
+
+    pub(crate) fn takes(self, topic: usize) -> bool {
+        match self {
+            Inline::None => false,
+            Inline::All => true,
+            Inline::AllBut(queued) => topic != queued,
+        }
+    }
+}
+
 /// Notes what comes to one topic at one node. What waits to be counted is bounded by what is on its way.
 struct Notary {
     notes: Sender<Arrival>,

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use corecast::{Config, Executors, Identity, Member, Membership, RegistryVersion, Settings, TopicConfig};
 
 use super::fault::{Exit, Fault};
+use super::inline::Inline;
 use super::port::Subnet;
 use super::real::{self, Nodes, Started};
 
@@ -24,8 +25,7 @@ pub(crate) struct Plan {
     pub(crate) spin: Duration,
     pub(crate) settings: Settings,
     pub(crate) topics: Vec<TopicConfig>,
-    /// Deliveries are consumed on the lanes' own threads.
-    pub(crate) inline: bool,
+    pub(crate) inline: Inline,
 }
 
 impl Plan {
@@ -53,7 +53,7 @@ const ATTEMPTS: usize = 5;
 pub(crate) fn start(plan: &Plan) -> Result<Subnet, Fault> {
     let (_, started) = start_group(plan)?;
     let (ports, feeds, host) = (Vec::new(), Vec::new(), Box::new(Nodes(Vec::new())));
-    let mut subnet = Subnet { ports, feeds, host, inline: plan.inline, made: 0 };
+    let mut subnet = Subnet { ports, feeds, host, inline: plan.inline == Inline::All, made: 0 };
     let mut nodes = Vec::new();
     for Started { node, ports, feeds } in started {
         nodes.push(node);
@@ -86,7 +86,7 @@ pub(crate) struct Group {
     roster: Roster,
     settings: Settings,
     topics: Vec<TopicConfig>,
-    inline: bool,
+    inline: Inline,
 }
 
 impl Group {

@@ -16,7 +16,7 @@ use corecast::{
 
 use super::counters::Counters;
 use super::fault::{Exit, Fault};
-use super::inline;
+use super::inline::{self, Inline};
 use super::port::{Arrival, Feed, Host, Port, Refusal};
 
 /// Starts the executors that the nodes of this process share.
@@ -25,17 +25,17 @@ pub(crate) fn executors(cores: &[usize], spin: Duration) -> Result<Executors, Fa
     Ok(Executors::start(&config)?)
 }
 
-/// Starts one node and opens its topics; with `inline`, their consumers run on the lanes' own threads.
+/// Starts one node and opens its topics.
 pub(crate) fn start(
     executors: &Executors,
     config: Config,
     topics: &[TopicConfig],
-    inline: bool,
+    inline: Inline,
 ) -> Result<Started, Fault> {
     let node = Node::start_on(executors, config)?;
     let (mut ports, mut feeds) = (Vec::<Arc<dyn Port>>::new(), Vec::<Box<dyn Feed>>::new());
-    for topic in topics {
-        let opened = match inline {
+    for (index, topic) in topics.iter().enumerate() {
+        let opened = match inline.takes(index) {
             true => inline::open(&node, topic.clone()),
             false => node.topic(topic.clone()).map(|(topic, feed)| (topic, Box::new(feed) as Box<dyn Feed>)),
         };

@@ -45,8 +45,18 @@ impl Peak {
 
 /// The most memory this process has had resident, in bytes; 0 where the system does not say.
 pub(crate) fn peak_rss_bytes() -> u64 {
+    bytes_of("VmHWM:")
+}
+
+/// What is resident now.
+#[allow(dead_code, reason = "not every tool reports it")]
+pub(crate) fn rss_bytes() -> u64 {
+    bytes_of("VmRSS:")
+}
+
+fn bytes_of(field: &str) -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let line = status.lines().find_map(|line| line.strip_prefix(field));
     let kib =
         line.and_then(|line| line.trim().strip_suffix("kB")).and_then(|kib| kib.trim().parse::<u64>().ok());
     kib.unwrap_or(0) * 1024
@@ -70,6 +80,7 @@ mod tests {
         let mut peak = Peak::new();
         let memory = std::hint::black_box(vec![1_u8; 64 << 20]);
         peak.look(Instant::now() + EVERY, 64 << 20);
+        assert!(peak.bytes >= rss_bytes() && rss_bytes() >= memory.len() as u64);
         assert!(peak.bytes >= memory.len() as u64 && peak.in_flight_bytes == memory.len() as u64);
     }
 }

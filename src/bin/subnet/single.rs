@@ -6,6 +6,7 @@ use std::time::Duration;
 use corecast::{Config, Identity, RegistryFile, Settings, TopicConfig};
 
 use super::fault::{Exit, Fault};
+use super::inline::Inline;
 use super::port::{Feed, Host, Port};
 use super::real;
 
@@ -31,7 +32,7 @@ pub(crate) fn start(single: Single<'_>) -> Result<Running, Fault> {
     let executors = real::executors(&single.cores, single.spin)?;
     let mut config = Config::new(single.key.clone(), single.registry);
     config.settings = single.settings;
-    let started = real::start(&executors, config, &[single.topic], false)?;
+    let started = real::start(&executors, config, &[single.topic], Inline::None)?;
     tracing::info!("bounds of this node:\n{}", started.node.limits());
     let host = Box::new(real::Nodes(vec![started.node]));
     match (started.ports.into_iter().next(), started.feeds.into_iter().next()) {

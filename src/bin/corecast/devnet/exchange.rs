@@ -281,6 +281,7 @@ fn write(shared: &Shared<'_>, queue: &Receiver<Write>) {
 mod tests {
     use super::*;
     use crate::subnet::hub::{self, Mishaps};
+    use crate::subnet::inline::Inline;
     use corecast::config::Settings;
     use std::fs;
 
@@ -306,8 +307,15 @@ mod tests {
         let mut settings = Settings::default();
         settings.artifact_bytes = ARTIFACT_BYTES as u32;
         let topics = vec![super::super::file_topic()];
-        let plan =
-            Plan { nodes, lanes: 1, cores: vec![0], spin: Duration::ZERO, settings, topics, inline: false };
+        let plan = Plan {
+            nodes,
+            lanes: 1,
+            cores: vec![0],
+            spin: Duration::ZERO,
+            settings,
+            topics,
+            inline: Inline::None,
+        };
         Setting { _root: root, source, folders, plan }
     }
 

@@ -105,6 +105,16 @@ pub(crate) struct Flaws {
     pub(crate) revived: u64,
 }
 
+impl Flaws {
+    /// Adds those of another run, or of other artifacts.
+    pub(crate) fn add(&mut self, other: &Flaws) {
+        self.lost += other.lost;
+        self.twice += other.twice;
+        self.foreign += other.foreign;
+        self.revived += other.revived;
+    }
+}
+
 impl Outcome {
     /// All kinds together.
     pub(crate) fn all(&self) -> Result<Measured, Fault> {
@@ -118,10 +128,7 @@ impl Outcome {
         self.seconds += other.seconds;
         self.kinds.iter_mut().zip(&other.kinds).for_each(|(kind, other)| kind.merge(other));
         self.counters.add(&other.counters);
-        self.flaws.lost += other.flaws.lost;
-        self.flaws.twice += other.flaws.twice;
-        self.flaws.foreign += other.flaws.foreign;
-        self.flaws.revived += other.flaws.revived;
+        self.flaws.add(&other.flaws);
         self.again += other.again;
         self.forestalled += other.forestalled;
         self.partial |= other.partial;

@@ -1,0 +1,365 @@
+//! abort-storm: artifacts that are aborted milliseconds after they were made, at fixed times; what of them is sent all the same,
+//! and what is left when it is over.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use corecast::config::{Limits, TopicConfig};
+use corecast::types::{Class, TopicId};
+use corecast::wire::MAX_SLOTS;
+use corecast::{Node, Stats};
+use serde_json::{Value, json};
+
+use crate::board::{Board, Delivery};
+use crate::intake::{Intake, Taken};
+use crate::options::AbortStorm;
+use crate::report::{Figures, Output, Report, digits, mib};
+use crate::subnet::counters::{Counters, ratio};
+use crate::subnet::fault::{Exit, Fault};
+use crate::subnet::flow::Outcome;
+use crate::subnet::inline::Inline;
+use crate::subnet::loopback::{self, Plan};
+use crate::subnet::port::{Host, Refusal};
+use crate::subnet::real::{Nodes, counters};
+use crate::subnet::resident;
+use crate::subnet::stop::Stop;
+use crate::system::{self, Used};
+use crate::workload::{GRACE, SECONDS, SHUTDOWN};
+
+/// After the last abort, when everything must have come to rest.
+const SETTLE: Duration = Duration::from_secs(1);
+/// How long nothing may come from then on.
+const QUIET: Duration = Duration::from_millis(500);
+/// Artifacts that fit the table at least, and times as many as are active at a time: an aborted one leaves its place a moment
+/// later.
+const LEAST_SLOTS: u64 = 64;
+const SPARE: u64 = 4;
+/// Bytes of a whole table.
+const MAX_BYTES: u64 = 1 << 30;
+
+pub(crate) fn run(options: &AbortStorm) -> Result<(), Fault> {
+    let run = &options.run;
+    let plan = plan(options)?;
+    let output = Output::open(run)?;
+    let stop = Stop::on_signals()?;
+    let (_group, started) = loopback::start_group(&plan)?;
+    system::run_promptly();
+    let (nodes, intake) = Intake::new(started);
+    let mut storm = Storm::new(options, &plan, nodes, intake, stop)?;
+    let rss_start_bytes = resident::rss_bytes();
+    let (used, begin) = (Used::now()?, Instant::now());
+    storm.rage(run.measure(SECONDS))?;
+    let (used, seconds) = (Used::now()?.since(&used), begin.elapsed().as_secs_f64());
+    let memory = [rss_start_bytes, resident::peak_rss_bytes()];
+    let rest = storm.rest()?;
+    storm.conclude(options, output, seconds, used, memory, &rest)
+}
+
+fn plan(options: &AbortStorm) -> Result<Plan, Fault> {
+    let run = &options.run;
+    let mut plan = Plan { inline: Inline::all(!run.queued), ..run.plan(run.nodes(4))? };
+    let at_a_time = u64::from(options.rate) * (options.life_ms + 1) / 1000 + 1;
+    let slots = (SPARE * at_a_time).max(LEAST_SLOTS);
+    let bytes = slots * u64::from(options.size);
+    if slots > u64::from(MAX_SLOTS) || bytes > MAX_BYTES {
+        let problem = format!(
+            "a table for {at_a_time} artifacts at a time has {slots} places and {bytes} bytes; {MAX_SLOTS} and \
+             {MAX_BYTES} are allowed: lower --rate, --life-ms or --size"
+        );
+        return Err(Fault::new(Exit::Usage, problem));
+    }
+    plan.settings.artifact_bytes = options.size.max(64 << 10);
+    let mut topic = TopicConfig::new(TopicId(1), "storm").class(Class::Bulk);
+    topic.slots = slots as u32;
+    topic.active_bytes = bytes.max(plan.settings.artifact_bytes.into());
+    topic.pending_bytes = topic.active_bytes;
+    plan.topics.push(topic);
+    Ok(plan)
+}
+
+/// An artifact that is active.
+struct Live {
+    number: usize,
+    ends: Instant,
+    body: Bytes,
+}
+
+/// What became of the artifacts.
+#[derive(Debug, Clone, Copy, Default)]
+struct Tally {
+    /// Broadcast and aborted.
+    pairs: u64,
+    /// The table was full, or a queue: tried again.
+    full: u64,
+    /// At least one receiver had it before its abort; all had.
+    reached: [u64; 2],
+    /// Deliveries before the abort, and after it.
+    deliveries: [u64; 2],
+}
+
+/// Before the storm, when the last abort was said, and at rest.
+struct Rest {
+    maker: [Stats; 3],
+    counters: Counters,
+    rss_bytes: u64,
+    /// Artifacts that fill the table once more, and what of them was delivered.
+    fresh: u64,
+    fresh_deliveries: u64,
+}
+
+struct Storm {
+    nodes: Vec<Node>,
+    intake: Intake,
+    board: Board,
+    stop: Stop,
+    slots: usize,
+    every: Duration,
+    life: Duration,
+    live: VecDeque<Live>,
+    spare: VecDeque<Bytes>,
+    tally: Tally,
+    at_begin: (Stats, Counters),
+}
+
+impl Storm {
+    fn new(
+        options: &AbortStorm,
+        plan: &Plan,
+        nodes: Vec<Node>,
+        intake: Intake,
+        stop: Stop,
+    ) -> Result<Storm, Fault> {
+        Ok(Storm {
+            board: Board::new(nodes.len(), options.size as usize)?,
+            at_begin: (nodes[0].stats(), counters(&nodes)),
+            nodes,
+            intake,
+            stop,
+            slots: plan.topics[0].slots as usize,
+            every: Duration::from_secs_f64(1.0 / f64::from(options.rate)),
+            life: Duration::from_millis(options.life_ms),
+            live: VecDeque::new(),
+            spare: VecDeque::new(),
+            tally: Tally::default(),
+        })
+    }
+
+    /// Pairs of broadcast and abort for this long.
+    fn rage(&mut self, time: Duration) -> Result<(), Fault> {
+        let mut due = Instant::now();
+        let until = due + time;
+        while Instant::now() < until && !self.stop.is_set() {
+            let mut wait = Duration::from_millis(20);
+            while due <= Instant::now() && due < until {
+                if !self.make(due)? {
+                    wait = Duration::from_micros(100);
+                    break;
+                }
+                due += self.every;
+                self.abort_due(Instant::now());
+            }
+            let next = self.live.front().map_or(due, |live| live.ends.min(due));
+            self.take(next.min(until), wait);
+            self.abort_due(Instant::now());
+        }
+        while let Some(live) = self.live.front() {
+            let ends = live.ends;
+            self.take(ends, Duration::from_millis(20));
+            self.abort_due(Instant::now());
+        }
+        Ok(())
+    }
+
+    /// `false` when the node has no room now.
+    fn make(&mut self, due: Instant) -> Result<bool, Fault> {
+        let (number, body) = (self.board.next(), self.board.body_from(&mut self.spare));
+        match self.intake.ports[0][0].broadcast(body.clone()) {
+            Ok(id) => self.board.add(0, id, due),
+            Err(Refusal::Wait) => {
+                self.tally.full += 1;
+                self.spare.push_back(body);
+                return Ok(false);
+            }
+            Err(Refusal::TooLarge | Refusal::Stopped) => {
+                return Err(Fault::new(Exit::Software, "the maker has stopped by itself"));
+            }
+        }
+        self.board.count_late(due.elapsed());
+        self.live.push_back(Live { number, ends: Instant::now() + self.life, body });
+        Ok(true)
+    }
+
+    /// Takes what has come; waits for something.
+    fn take(&mut self, until: Instant, longest: Duration) {
+        let mut next = self.intake.next(until, longest);
+        while let Some(Taken { node, number, at, .. }) = next {
+            match self.board.deliver(node, number, at) {
+                Delivery::Due => self.tally.deliveries[0] += 1,
+                Delivery::Late => self.tally.deliveries[1] += 1,
+                Delivery::Flaw => {}
+            }
+            next = self.intake.next(at, Duration::ZERO);
+        }
+    }
+
+    fn abort_due(&mut self, now: Instant) {
+        let receivers = self.nodes.len() as u32 - 1;
+        while self.live.front().is_some_and(|live| live.ends <= now) {
+            // What came before the abort counts as such.
+            self.take(now, Duration::ZERO);
+            let Some(live) = self.live.pop_front() else { return };
+            let entry = self.board.entry_mut(live.number);
+            entry.active = false;
+            self.intake.ports[0][0].abort(&entry.id);
+            let missing = entry.missing.count_ones();
+            self.tally.pairs += 1;
+            self.tally.reached[0] += u64::from(missing < receivers);
+            self.tally.reached[1] += u64::from(missing == 0);
+            self.spare.push_back(live.body);
+        }
+    }
+
+    /// Waits until all is at rest; then nothing may come, and a whole table of new artifacts must.
+    fn rest(&mut self) -> Result<Rest, Fault> {
+        let at_last_abort = self.nodes[0].stats();
+        self.take_until(Instant::now() + SETTLE, |_| false);
+        for number in 0..self.board.next() {
+            self.board.entry_mut(number).missing = 0;
+        }
+        self.take_until(Instant::now() + QUIET, |_| false);
+        let at_rest = self.nodes[0].stats();
+        let counters = counters(&self.nodes).since(&self.at_begin.1);
+        let rss_bytes = resident::rss_bytes();
+        let delivered = self.tally.deliveries[0];
+        self.board.begin_phase()?;
+        let first = self.board.next();
+        for _ in 0..self.slots {
+            if !self.make(Instant::now())? {
+                let (made, slots) = (self.board.next() - first, self.slots);
+                let problem = format!("at rest the table should take {slots} artifacts; it took {made}");
+                return Err(Fault::new(Exit::Software, problem));
+            }
+        }
+        self.live.clear();
+        self.take_until(Instant::now() + GRACE, |board| board.lost() == 0);
+        self.board.flaws.lost = self.board.lost();
+        Ok(Rest {
+            maker: [self.at_begin.0, at_last_abort, at_rest],
+            counters,
+            rss_bytes,
+            fresh: (self.board.next() - first) as u64,
+            fresh_deliveries: self.tally.deliveries[0] - delivered,
+        })
+    }
+
+    fn take_until(&mut self, until: Instant, done: impl Fn(&Board) -> bool) {
+        while Instant::now() < until && !done(&self.board) {
+            self.take(until, Duration::from_millis(20));
+        }
+    }
+
+    fn conclude(
+        self,
+        options: &AbortStorm,
+        output: Output,
+        seconds: f64,
+        used: Used,
+        [rss_start_bytes, peak_rss_bytes]: [u64; 2],
+        rest: &Rest,
+    ) -> Result<(), Fault> {
+        let limits: Vec<Limits> = self.nodes.iter().map(Node::limits).collect();
+        let (partial, nodes) = (self.stop.is_set(), self.nodes.len() as u16);
+        let figures = self.figures(options, seconds, rest, &limits);
+        let Storm { nodes: running, intake, board, tally, .. } = self;
+        drop(intake);
+        Box::new(Nodes(running)).shutdown(SHUTDOWN)?;
+        let outcome = Outcome {
+            seconds,
+            kinds: vec![board.phase(0).clone()],
+            counters: rest.counters,
+            flaws: board.flaws,
+            again: 0,
+            forestalled: tally.pairs - tally.reached[1],
+            partial,
+            peak: None,
+        };
+        let mut report = Report::new(&Figures {
+            workload: "abort-storm",
+            nodes,
+            run: &options.run,
+            size: options.size as usize,
+            outcome: &outcome,
+            measured: &outcome.kinds[0],
+            used,
+            peak_rss_bytes,
+        });
+        let bound_bytes: u64 = limits.iter().map(Limits::total_bytes).sum();
+        let memory = json!({
+            "rss_start_bytes": rss_start_bytes,
+            "peak_rss_bytes": peak_rss_bytes,
+            "rss_end_bytes": rest.rss_bytes,
+            "bound_bytes": bound_bytes,
+        });
+        tell(&figures, &mut report);
+        let told = [rss_start_bytes, peak_rss_bytes, rest.rss_bytes, bound_bytes].map(mib);
+        let [start, peak, end, bound] = &told;
+        report.row("memory", format!("{start} before, {peak} at most, {end} after, bound {bound}"));
+        report.add("abort_storm", figures);
+        report.add("memory", memory);
+        output.conclude(&report, &outcome)
+    }
+
+    fn figures(&self, options: &AbortStorm, seconds: f64, rest: &Rest, limits: &[Limits]) -> Value {
+        let tally = &self.tally;
+        let [before, at_last_abort, at_rest] = &rest.maker;
+        let sent = |stats: &Stats| stats.quic.traffic.bytes_out;
+        let pairs = tally.pairs as f64;
+        let deliveries = tally.deliveries[0] + tally.deliveries[1] - rest.fresh_deliveries;
+        let delivered_bytes = deliveries * u64::from(options.size);
+        let sent_bytes = sent(at_rest) - sent(before);
+        let may_fly = limits.first().map_or(0, |limits| {
+            (limits.send_window + limits.urgent_reserve) * limits.peers as u64 * u64::from(limits.lanes)
+        });
+        json!({
+            "life_ms": options.life_ms,
+            "pairs": tally.pairs,
+            "pairs_per_s": digits(ratio(pairs, seconds)),
+            "waited_for_room": tally.full,
+            "delivered_anywhere": tally.reached[0],
+            "delivered_everywhere": tally.reached[1],
+            "deliveries_before_abort": tally.deliveries[0] - rest.fresh_deliveries,
+            "deliveries_after_abort": tally.deliveries[1],
+            "maker_sent_bytes": sent_bytes,
+            "maker_sent_bytes_per_pair": digits(ratio(sent_bytes as f64, pairs)),
+            "undelivered_bytes_per_pair":
+                digits(ratio(sent_bytes.saturating_sub(delivered_bytes) as f64, pairs)),
+            "sent_after_last_abort_bytes": sent(at_rest) - sent(at_last_abort),
+            "may_be_in_flight_bytes": may_fly,
+            "streams_reset": at_rest.engine.resets_sent - before.engine.resets_sent,
+            "delivered_at_rest": self.board.flaws.revived,
+            "fresh": rest.fresh,
+            "fresh_deliveries": rest.fresh_deliveries,
+        })
+    }
+}
+
+fn tell(figures: &Value, report: &mut Report) {
+    for (name, key) in [
+        ("pairs of broadcast and abort", "pairs"),
+        ("per second", "pairs_per_s"),
+        ("of these delivered anywhere before", "delivered_anywhere"),
+        ("to all before", "delivered_everywhere"),
+        ("deliveries after the abort", "deliveries_after_abort"),
+        ("bytes that the maker sent for each", "maker_sent_bytes_per_pair"),
+        ("of these not delivered", "undelivered_bytes_per_pair"),
+        ("bytes sent after the last abort", "sent_after_last_abort_bytes"),
+        ("bytes that may be in flight", "may_be_in_flight_bytes"),
+        ("streams reset", "streams_reset"),
+        ("deliveries at rest", "delivered_at_rest"),
+        ("made afterwards, a table full", "fresh"),
+        ("deliveries of these", "fresh_deliveries"),
+    ] {
+        report.row(name, figures[key].to_string());
+    }
+}
