@@ -29,6 +29,10 @@ use crate::workload::{GRACE, SECONDS, SHUTDOWN};
 
 /// After the last abort, when everything must have come to rest.
 const SETTLE: Duration = Duration::from_secs(1);
+/// Times that all artifacts are aborted together.
+const GUSTS: usize = 20;
+/// After each, until nothing more is sent.
+const LULL: Duration = Duration::from_millis(50);
 /// How long nothing may come from then on.
 const QUIET: Duration = Duration::from_millis(500);
 /// Artifacts that fit the table at least, and times as many as are active at a time: an aborted one leaves its place a moment
@@ -51,9 +55,9 @@ pub(crate) fn run(options: &AbortStorm) -> Result<(), Fault> {
     let (used, begin) = (Used::now()?, Instant::now());
     storm.rage(run.measure(SECONDS))?;
     let (used, seconds) = (Used::now()?.since(&used), begin.elapsed().as_secs_f64());
-    let memory = [rss_start_bytes, resident::peak_rss_bytes()];
-    let rest = storm.rest()?;
-    storm.conclude(options, output, seconds, used, memory, &rest)
+    let gusts = storm.gusts()?;
+    let rest = storm.rest(gusts)?;
+    storm.conclude(options, output, seconds, used, rss_start_bytes, &rest)
 }
 
 fn plan(options: &AbortStorm) -> Result<Plan, Fault> {
@@ -98,10 +102,12 @@ struct Tally {
     deliveries: [u64; 2],
 }
 
-/// Before the storm, when the last abort was said, and at rest.
+/// What was found after the storm.
 struct Rest {
-    maker: [Stats; 3],
-    counters: Counters,
+    /// Artifacts that were aborted together, and bytes that the maker sent after that, each time, in order of size.
+    gusts: (u64, Vec<u64>),
+    /// The most that was resident by then, and what was.
+    peak_rss_bytes: u64,
     rss_bytes: u64,
     /// Artifacts that fill the table once more, and what of them was delivered.
     fresh: u64,
@@ -113,6 +119,7 @@ struct Storm {
     intake: Intake,
     board: Board,
     stop: Stop,
+    /// Places of the table.
     slots: usize,
     every: Duration,
     life: Duration,
@@ -120,6 +127,8 @@ struct Storm {
     spare: VecDeque<Bytes>,
     tally: Tally,
     at_begin: (Stats, Counters),
+    /// When the last artifact of the storm was aborted.
+    at_end: (Stats, Counters),
 }
 
 impl Storm {
@@ -133,6 +142,7 @@ impl Storm {
         Ok(Storm {
             board: Board::new(nodes.len(), options.size as usize)?,
             at_begin: (nodes[0].stats(), counters(&nodes)),
+            at_end: Default::default(),
             nodes,
             intake,
             stop,
@@ -163,12 +173,47 @@ impl Storm {
             self.take(next.min(until), wait);
             self.abort_due(Instant::now());
         }
-        while let Some(live) = self.live.front() {
-            let ends = live.ends;
+        while let Some(ends) = self.live.front().map(|live| live.ends) {
             self.take(ends, Duration::from_millis(20));
             self.abort_due(Instant::now());
         }
         Ok(())
+    }
+
+    /// As many artifacts as are active at a time, made together and aborted together, again and again: how many there are, and
+    /// what the maker sent each time after it was told to abort. Its counters are read when they were just published.
+    fn gusts(&mut self) -> Result<(u64, Vec<u64>), Fault> {
+        self.take_until(Instant::now() + LULL, |_| false);
+        self.at_end = (self.nodes[0].stats(), counters(&self.nodes));
+        let (together, mut sent_after) = (self.slots / SPARE as usize, Vec::new());
+        let tally = self.tally;
+        self.board.begin_phase()?;
+        for _ in 0..GUSTS {
+            for _ in 0..together {
+                self.make(Instant::now())?;
+            }
+            self.take_until(Instant::now() + self.life, |_| false);
+            let at_abort = self.just_published();
+            self.abort_due(Instant::now() + self.life);
+            self.take_until(Instant::now() + LULL, |_| false);
+            let at_rest = self.nodes[0].stats();
+            sent_after.push(at_rest.quic.traffic.bytes_out - at_abort.quic.traffic.bytes_out);
+        }
+        self.tally = tally;
+        sent_after.sort_unstable();
+        Ok((together as u64, sent_after))
+    }
+
+    /// The maker's figures, published a moment ago; a busy lane publishes them every 5 ms, an idle one has none to publish.
+    fn just_published(&self) -> Stats {
+        let (before, until) = (self.nodes[0].stats(), Instant::now() + LULL);
+        loop {
+            let stats = self.nodes[0].stats();
+            if stats.turns != before.turns || Instant::now() >= until {
+                return stats;
+            }
+            std::hint::spin_loop();
+        }
     }
 
     /// `false` when the node has no room now.
@@ -221,16 +266,15 @@ impl Storm {
     }
 
     /// Waits until all is at rest; then nothing may come, and a whole table of new artifacts must.
-    fn rest(&mut self) -> Result<Rest, Fault> {
-        let at_last_abort = self.nodes[0].stats();
+    fn rest(&mut self, gusts: (u64, Vec<u64>)) -> Result<Rest, Fault> {
         self.take_until(Instant::now() + SETTLE, |_| false);
         for number in 0..self.board.next() {
             self.board.entry_mut(number).missing = 0;
         }
         self.take_until(Instant::now() + QUIET, |_| false);
-        let at_rest = self.nodes[0].stats();
-        let counters = counters(&self.nodes).since(&self.at_begin.1);
         let rss_bytes = resident::rss_bytes();
+        // The kernel's own figures may disagree by a little.
+        let peak_rss_bytes = resident::peak_rss_bytes().max(rss_bytes);
         let delivered = self.tally.deliveries[0];
         self.board.begin_phase()?;
         let first = self.board.next();
@@ -245,8 +289,8 @@ impl Storm {
         self.take_until(Instant::now() + GRACE, |board| board.lost() == 0);
         self.board.flaws.lost = self.board.lost();
         Ok(Rest {
-            maker: [self.at_begin.0, at_last_abort, at_rest],
-            counters,
+            gusts,
+            peak_rss_bytes,
             rss_bytes,
             fresh: (self.board.next() - first) as u64,
             fresh_deliveries: self.tally.deliveries[0] - delivered,
@@ -265,19 +309,21 @@ impl Storm {
         output: Output,
         seconds: f64,
         used: Used,
-        [rss_start_bytes, peak_rss_bytes]: [u64; 2],
+        rss_start_bytes: u64,
         rest: &Rest,
     ) -> Result<(), Fault> {
         let limits: Vec<Limits> = self.nodes.iter().map(Node::limits).collect();
+        let peak_rss_bytes = rest.peak_rss_bytes;
         let (partial, nodes) = (self.stop.is_set(), self.nodes.len() as u16);
         let figures = self.figures(options, seconds, rest, &limits);
+        let counters = self.at_end.1.since(&self.at_begin.1);
         let Storm { nodes: running, intake, board, tally, .. } = self;
         drop(intake);
         Box::new(Nodes(running)).shutdown(SHUTDOWN)?;
         let outcome = Outcome {
             seconds,
             kinds: vec![board.phase(0).clone()],
-            counters: rest.counters,
+            counters,
             flaws: board.flaws,
             again: 0,
             forestalled: tally.pairs - tally.reached[1],
@@ -312,12 +358,14 @@ impl Storm {
 
     fn figures(&self, options: &AbortStorm, seconds: f64, rest: &Rest, limits: &[Limits]) -> Value {
         let tally = &self.tally;
-        let [before, at_last_abort, at_rest] = &rest.maker;
+        let (before, after) = (&self.at_begin.0, &self.at_end.0);
+        let (together, sent_after) = &rest.gusts;
+        let most = sent_after.last().copied().unwrap_or(0);
         let sent = |stats: &Stats| stats.quic.traffic.bytes_out;
         let pairs = tally.pairs as f64;
         let deliveries = tally.deliveries[0] + tally.deliveries[1] - rest.fresh_deliveries;
         let delivered_bytes = deliveries * u64::from(options.size);
-        let sent_bytes = sent(at_rest) - sent(before);
+        let sent_bytes = sent(after) - sent(before);
         let may_fly = limits.first().map_or(0, |limits| {
             (limits.send_window + limits.urgent_reserve) * limits.peers as u64 * u64::from(limits.lanes)
         });
@@ -334,9 +382,11 @@ impl Storm {
             "maker_sent_bytes_per_pair": digits(ratio(sent_bytes as f64, pairs)),
             "undelivered_bytes_per_pair":
                 digits(ratio(sent_bytes.saturating_sub(delivered_bytes) as f64, pairs)),
-            "sent_after_last_abort_bytes": sent(at_rest) - sent(at_last_abort),
+            "aborted_together": together,
+            "sent_after_abort_bytes": { "p50": sent_after[sent_after.len() / 2], "max": most },
+            "sent_after_abort_bytes_per_artifact": digits(ratio(most as f64, *together as f64)),
             "may_be_in_flight_bytes": may_fly,
-            "streams_reset": at_rest.engine.resets_sent - before.engine.resets_sent,
+            "streams_reset": after.engine.resets_sent - before.engine.resets_sent,
             "delivered_at_rest": self.board.flaws.revived,
             "fresh": rest.fresh,
             "fresh_deliveries": rest.fresh_deliveries,
@@ -353,7 +403,9 @@ fn tell(figures: &Value, report: &mut Report) {
         ("deliveries after the abort", "deliveries_after_abort"),
         ("bytes that the maker sent for each", "maker_sent_bytes_per_pair"),
         ("of these not delivered", "undelivered_bytes_per_pair"),
-        ("bytes sent after the last abort", "sent_after_last_abort_bytes"),
+        ("artifacts aborted together, again", "aborted_together"),
+        ("bytes sent after these were aborted", "sent_after_abort_bytes"),
+        ("at most, for each", "sent_after_abort_bytes_per_artifact"),
         ("bytes that may be in flight", "may_be_in_flight_bytes"),
         ("streams reset", "streams_reset"),
         ("deliveries at rest", "delivered_at_rest"),

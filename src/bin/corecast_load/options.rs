@@ -245,6 +245,8 @@ pub(crate) enum StallKind {
     Application,
     /// Its whole process is stopped (SIGSTOP) and continued
     Process,
+    /// It is no node but a member by hand, which acknowledges all that comes and reads none of it
+    Unread,
 }
 
 #[derive(Debug, Args)]

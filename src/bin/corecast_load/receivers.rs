@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use corecast::config::{Settings, TopicConfig};
@@ -18,6 +18,7 @@ use crossbeam_channel::Sender;
 use serde::{Deserialize, Serialize};
 
 use crate::board::Board;
+use crate::reader::{Part, Reader, Words};
 use crate::subnet::counters::Counters;
 use crate::subnet::fault::{Exit, Fault};
 use crate::subnet::inline::Inline;
@@ -40,7 +41,7 @@ pub(crate) struct Order {
     pub(crate) nodes: Vec<usize>,
     /// Their keys, in hexadecimal digits.
     pub(crate) keys: Vec<String>,
-    /// Ids and addresses of all members, in order of their numbers.
+    /// Ids and addresses of all members.
     pub(crate) members: Vec<(String, SocketAddr)>,
     pub(crate) lanes: u16,
     pub(crate) mtu: u16,
@@ -51,6 +52,10 @@ pub(crate) struct Order {
     /// Cores of its executors.
     pub(crate) cores: Vec<usize>,
     pub(crate) spin: Duration,
+    /// The id of who makes artifacts.
+    pub(crate) maker: String,
+    /// In place of its node, a member that can stop reading.
+    pub(crate) by_hand: bool,
 }
 
 /// What a process has used, and what its nodes have counted.
@@ -59,8 +64,10 @@ pub(crate) struct Report {
     pub(crate) used: Used,
     pub(crate) counters: Counters,
     pub(crate) peak_rss_bytes: u64,
-    /// The worst case of its nodes, as they print it.
+    /// The worst case of its nodes, as they print it; 0 without any.
     pub(crate) bound_bytes: u64,
+    /// What came to a member by hand while it read nothing.
+    pub(crate) unread_bytes: u64,
 }
 
 impl Report {
@@ -71,6 +78,7 @@ impl Report {
             counters: counters(nodes),
             peak_rss_bytes: resident::peak_rss_bytes(),
             bound_bytes: nodes.iter().map(|node| node.limits().total_bytes()).sum(),
+            unread_bytes: 0,
         })
     }
 }
@@ -88,13 +96,18 @@ impl Order {
         Order { keys: nodes.clone().map(key).collect(), nodes: nodes.collect(), cores, ..self.clone() }
     }
 
+    fn settings(&self) -> Settings {
+        let mut settings = Settings::default();
+        settings.mtu = self.mtu;
+        settings.artifact_bytes = settings.artifact_bytes.max(self.size);
+        settings
+    }
+
     /// Starts its nodes.
     pub(crate) fn start(&self) -> Result<Vec<Started>, Fault> {
         let executors = real::executors(&self.cores, self.spin)?;
         let record = Arc::new(self.membership()?);
-        let mut settings = Settings::default();
-        settings.mtu = self.mtu;
-        settings.artifact_bytes = settings.artifact_bytes.max(self.size);
+        let settings = self.settings();
         let topics = [self.topic(settings.artifact_bytes)];
         let start = |key: &String| {
             let mut config = Config::new(identity(key)?, Arc::clone(&record));
@@ -144,6 +157,9 @@ pub(crate) fn serve() -> Result<(), Fault> {
     let mut lines = io::stdin().lock().lines();
     let order = lines.next().and_then(Result::ok).unwrap_or_default();
     let order: Order = serde_json::from_str(&order).map_err(|error| wrong(&error))?;
+    if order.by_hand {
+        return serve_by_hand(&order, lines);
+    }
     let started = order.start()?;
     loopback::await_connections(&started, order.members.len() - 1)?;
     let (mut nodes, mut ends) = (Vec::new(), Vec::new());
@@ -171,6 +187,56 @@ pub(crate) fn serve() -> Result<(), Fault> {
         told
     })?;
     Box::new(Nodes(nodes)).shutdown(SHUTDOWN)
+}
+
+/// The same for one member that can stop reading, each lane on a thread of its own.
+fn serve_by_hand(order: &Order, lines: impl Iterator<Item = io::Result<String>>) -> Result<(), Fault> {
+    let membership = order.membership()?;
+    let (Some(&node), Some(key)) = (order.nodes.first(), order.keys.first()) else {
+        return Err(wrong(&"an order for nobody"));
+    };
+    let maker = order.maker.parse::<NodeId>().map_err(|error| wrong(&error))?;
+    let settings = order.settings();
+    let slots = order.topic(settings.artifact_bytes).slots;
+    let part = |lane: u16| {
+        let (membership, settings) = (membership.clone(), settings.clone());
+        Ok(Part { identity: identity(key)?, membership, settings, lane, slots, maker })
+    };
+    let parts = (0..order.lanes).map(part).collect::<Result<Vec<_>, Fault>>()?;
+    let (words, unready) = (Words::default(), AtomicUsize::new(parts.len()));
+    let ready = || {
+        if unready.fetch_sub(1, Ordering::Relaxed) == 1 {
+            // Should nobody listen, the end of the input ends the process.
+            print("ready").ok();
+        }
+    };
+    let deliver = |body: &[u8]| print(&format!("d {node} {}", Board::number(body).unwrap_or(usize::MAX)));
+    std::thread::scope(|scope| {
+        for part in parts {
+            let (words, ready) = (&words, &ready);
+            scope.spawn(move || {
+                let done = Reader::new(&part).and_then(|reader| reader.run(words, ready, deliver));
+                if let Err(fault) = done {
+                    fault.report("corecast-load");
+                    // The maker's end of the pipe is to close at once.
+                    std::process::exit(fault.exit as i32);
+                }
+            });
+        }
+        let told = lines.map_while(Result::ok).try_for_each(|line| match line.as_str() {
+            "report" => {
+                let unread_bytes = words.unread_bytes.load(Ordering::Relaxed);
+                let report = Report { unread_bytes, ..Report::of(&[])? };
+                print(&format!("r {}", serde_json::to_string(&report).unwrap_or_default()))
+            }
+            word => {
+                words.held.store(word == "hold", Ordering::Relaxed);
+                Ok(())
+            }
+        });
+        words.over.store(true, Ordering::Relaxed);
+        told
+    })
 }
 
 fn consume(node: usize, port: &dyn Port, mut feed: Box<dyn Feed>, held: &AtomicBool, over: &AtomicBool) {
@@ -312,6 +378,8 @@ mod tests {
             keep: 64,
             cores: vec![4, 5],
             spin: Duration::MAX,
+            maker: roster.identities[0].id().to_string(),
+            by_hand: false,
         };
         let order = order.for_nodes(1..3, &roster);
         let order: Order = serde_json::from_str(&serde_json::to_string(&order).unwrap()).unwrap();

@@ -146,6 +146,10 @@ impl Drill {
         let mut courses = Class::ALL.into_iter().map(course).collect::<Result<Vec<_>, _>>()?;
         let held = options.held.index();
         courses[held].board.counted &= !(1 << (nodes.len() - 1));
+        // Not all at the same time.
+        for (course, number) in courses.iter_mut().zip(1..) {
+            course.due += course.every * number / 4;
+        }
         let (back, looked) = (Return::default(), Instant::now());
         Ok(Drill { nodes, intake, stop, courses, held, back, passed: 0, rss_bytes: vec![0], looked })
     }

@@ -62,6 +62,8 @@ pub(crate) fn run(options: &Stall) -> Result<(), Fault> {
         keep: KEEP.max(2 * options.inflight),
         cores: plan.cores,
         spin: plan.spin,
+        maker: String::new(),
+        by_hand: options.stall == StallKind::Unread,
     };
     let mut drill = start(&order, nodes, &stop)?;
     let before = drill.reports()?;
@@ -131,12 +133,15 @@ impl Drill {
         let roster = Roster::new(nodes, order.lanes)?;
         let members = roster.record.members().iter();
         let addresses = members.map(|member| (member.id.to_string(), member.addresses[0])).collect();
-        let order = Order { members: addresses, ..order.clone() };
+        let maker = roster.identities[0].id().to_string();
+        let order = Order { members: addresses, maker, ..order.clone() };
         let stalled = usize::from(nodes) - 1;
         let (sender, said) = unbounded();
         let mut processes = Vec::new();
         for (process, nodes) in [1..stalled, stalled..stalled + 1].into_iter().enumerate() {
-            processes.push(Receivers::start(process, &order.for_nodes(nodes, &roster), sender.clone())?);
+            let by_hand = order.by_hand && process == STALLED;
+            let order = Order { by_hand, ..order.for_nodes(nodes, &roster) };
+            processes.push(Receivers::start(process, &order, sender.clone())?);
         }
         let started = order.for_nodes(0..1, &roster).start()?;
         loopback::await_connections(&started, stalled)?;
@@ -202,7 +207,7 @@ impl Drill {
     fn halt(&mut self, how: StallKind, stop: bool) -> Result<(), Fault> {
         let process = &mut self.processes[STALLED];
         match how {
-            StallKind::Application => process.tell(if stop { "hold" } else { "go" }),
+            StallKind::Application | StallKind::Unread => process.tell(if stop { "hold" } else { "go" }),
             StallKind::Process => process.freeze(stop),
         }
     }
@@ -384,7 +389,8 @@ impl Drill {
             "aborted_unseen": outcome.forestalled,
             "recovered_ms": recovered_ms,
             "stalled_peak_rss_bytes": stalled.peak_rss_bytes,
-            "stalled_bound_bytes": stalled.bound_bytes,
+            "stalled_bound_bytes": (stalled.bound_bytes > 0).then_some(stalled.bound_bytes),
+            "unread_bytes": (options.stall == StallKind::Unread).then_some(stalled.unread_bytes),
         });
         let figures = with_latency(figures, &board, &mut report);
         report.add("stall", figures);
@@ -394,7 +400,10 @@ impl Drill {
             recovered_ms.map_or("not all of them came".to_owned(), |ms| format!("there after {ms} ms"));
         report.row("healthy receivers", told);
         report.row("memory of the maker's process", against(peak_rss_bytes, maker.bound_bytes));
-        report.row("of the stalled one's", against(stalled.peak_rss_bytes, stalled.bound_bytes));
+        match options.stall {
+            StallKind::Unread => report.row("bytes that it left unread", stalled.unread_bytes.to_string()),
+            _ => report.row("of the stalled one's", against(stalled.peak_rss_bytes, stalled.bound_bytes)),
+        }
         report.row("active when it came back", format!("{} that it lacked, {there}", self.at_return));
         report.row("aborted before it had them", outcome.forestalled.to_string());
         output.conclude(&report, &outcome)
