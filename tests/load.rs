@@ -210,10 +210,9 @@ fn a_storm_of_aborts_leaves_nothing_behind() {
         (figure("delivered_at_rest"), figure("fresh"), figure("fresh_deliveries")),
         (0.0, 64.0, 128.0)
     );
-    check_bound(&figures, "/memory");
+    check_bound(&figures, "/abort_storm");
     for name in ["rss_start_bytes", "rss_end_bytes"] {
-        let bytes = number(&figures, &format!("/memory/{name}"));
-        assert!(bytes > 0.0 && bytes <= number(&figures, "/memory/peak_rss_bytes"), "{figures}");
+        assert!(figure(name) > 0.0 && figure(name) <= figure("peak_rss_bytes"), "{figures}");
     }
 }
 

@@ -315,7 +315,7 @@ impl Storm {
         let limits: Vec<Limits> = self.nodes.iter().map(Node::limits).collect();
         let peak_rss_bytes = rest.peak_rss_bytes;
         let (partial, nodes) = (self.stop.is_set(), self.nodes.len() as u16);
-        let figures = self.figures(options, seconds, rest, &limits);
+        let mut figures = self.figures(options, seconds, rest, &limits);
         let counters = self.at_end.1.since(&self.at_begin.1);
         let Storm { nodes: running, intake, board, tally, .. } = self;
         drop(intake);
@@ -341,18 +341,19 @@ impl Storm {
             peak_rss_bytes,
         });
         let bound_bytes: u64 = limits.iter().map(Limits::total_bytes).sum();
-        let memory = json!({
-            "rss_start_bytes": rss_start_bytes,
-            "peak_rss_bytes": peak_rss_bytes,
-            "rss_end_bytes": rest.rss_bytes,
-            "bound_bytes": bound_bytes,
-        });
+        for (name, bytes) in [
+            ("rss_start_bytes", rss_start_bytes),
+            ("peak_rss_bytes", peak_rss_bytes),
+            ("rss_end_bytes", rest.rss_bytes),
+            ("bound_bytes", bound_bytes),
+        ] {
+            figures[name] = bytes.into();
+        }
         tell(&figures, &mut report);
         let told = [rss_start_bytes, peak_rss_bytes, rest.rss_bytes, bound_bytes].map(mib);
         let [start, peak, end, bound] = &told;
         report.row("memory", format!("{start} before, {peak} at most, {end} after, bound {bound}"));
         report.add("abort_storm", figures);
-        report.add("memory", memory);
         output.conclude(&report, &outcome)
     }
 

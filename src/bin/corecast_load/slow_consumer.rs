@@ -45,6 +45,7 @@ pub(crate) fn run(options: &SlowConsumer) -> Result<(), Fault> {
     let plan = plan(options)?;
     let output = Output::open(run)?;
     let stop = Stop::on_signals()?;
+    system::without_huge_pages();
     let (_group, started) = loopback::start_group(&plan)?;
     system::run_promptly();
     let (nodes, intake) = Intake::new(started);
