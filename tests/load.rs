@@ -278,7 +278,7 @@ fn bad_input_gets_one_line() {
         ("mixed --size 1e9", "invalid digit"),
         ("latency --rate 0", "0 is not in 1..=1000000"),
         ("mixed --rate 0", "0 is not in 1..="),
-        ("classes --weights 4,3,2", "write one for each class, the most urgent first, as in 40,30,20,10"),
+        ("classes --weights 4,3,2", "write one for each class, the most urgent first, as in 40,28,20,12"),
         ("slow-consumer --held urgent", "possible values: critical, high, normal, bulk"),
         ("slow-consumer --hold-seconds 0", "0 is not in 1..=3600"),
         ("abort-storm --rate 0", "0 is not in 1..=100000"),

@@ -1,6 +1,7 @@
 //! How classes share what is not enough for all.
 
 use std::fmt;
+use std::str::FromStr;
 
 use super::{Class, PerClass};
 
@@ -15,6 +16,9 @@ pub enum WeightsError {
     /// One is 0, or above [`Weights::MAX`].
     #[error("the weight of {0} is out of range: 1 to {max}", max = Weights::MAX)]
     Range(Class),
+    /// Not four numbers.
+    #[error("write one for each class, the most urgent first, as in {}", Weights::DEFAULT)]
+    Form,
     /// Bulk would have less than a tenth of the sum.
     #[error("bulk has a weight of {bulk} of {sum}; it keeps at least a tenth")]
     Starving {
@@ -49,6 +53,12 @@ impl Weights {
         self.0[class]
     }
 
+    /// What a class has of the whole, from 0 to 1.
+    pub fn share(self, class: Class) -> f64 {
+        let sum: u32 = self.0.0.iter().sum();
+        f64::from(self.of(class)) / f64::from(sum)
+    }
+
     /// Of `total` places those of one class, at least one.
     pub fn part(self, class: Class, total: usize) -> usize {
         let sum: u32 = self.0.0.iter().sum();
@@ -59,6 +69,17 @@ impl Weights {
 impl Default for Weights {
     fn default() -> Weights {
         Weights::DEFAULT
+    }
+}
+
+impl FromStr for Weights {
+    type Err = WeightsError;
+
+    /// Reads `critical,high,normal,bulk`.
+    fn from_str(text: &str) -> Result<Weights, WeightsError> {
+        let weights: Option<Vec<u32>> = text.split(',').map(|part| part.trim().parse().ok()).collect();
+        let weights = weights.and_then(|weights| <[u32; 4]>::try_from(weights).ok());
+        Weights::new(PerClass(weights.ok_or(WeightsError::Form)?))
     }
 }
 
@@ -80,6 +101,15 @@ mod tests {
         assert_eq!(Weights::new(PerClass([1001, 1, 1, 1])), Err(WeightsError::Range(Class::Critical)));
         let starving = Weights::new(PerClass([40, 30, 21, 10])).unwrap_err();
         assert_eq!(starving.to_string(), "bulk has a weight of 10 of 101; it keeps at least a tenth");
+    }
+
+    #[test]
+    fn weights_are_read_as_they_are_shown() {
+        assert_eq!("40, 28,20,12".parse(), Ok(Weights::DEFAULT));
+        assert_eq!(Weights::DEFAULT.to_string().parse(), Ok(Weights::DEFAULT));
+        for bad in ["", "1,2,3", "1,2,3,4,5", "1,2,3,x", "1,2,3,-1"] {
+            assert_eq!(bad.parse::<Weights>(), Err(WeightsError::Form), "{bad}");
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! classes: every class has more to send than goes through, from one maker to all others; how they share what there is.
 
-use corecast::types::{Class, PerClass};
+use corecast::types::{Class, Weights};
 use serde_json::{Map, json};
 
 use crate::options::Classes;
@@ -10,37 +10,10 @@ use crate::subnet::fault::Fault;
 use crate::subnet::flow::{Hold, Outcome, Pace, Stream};
 use crate::workload::{add_topic, once};
 
-/// What each class is to have of a link for which all contend, in any unit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Weights(pub(crate) PerClass<u32>);
-
-/// The largest weight.
-const MOST: u32 = 1_000_000;
-
-impl std::str::FromStr for Weights {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Weights, String> {
-        let weight =
-            |part: &str| part.trim().parse::<u32>().ok().filter(|weight| (1..=MOST).contains(weight));
-        let weights: Option<Vec<u32>> = text.split(',').map(weight).collect();
-        let weights = weights.and_then(|weights| <[u32; 4]>::try_from(weights).ok());
-        let wanted = "write one for each class, the most urgent first, as in 40,30,20,10";
-        weights.map(|weights| Weights(PerClass(weights))).ok_or(format!("weights are 1 to {MOST}; {wanted}"))
-    }
-}
-
-impl Weights {
-    /// What a class is to have of the whole.
-    fn share(&self, class: Class) -> f64 {
-        let sum: f64 = self.0.0.iter().copied().map(f64::from).sum();
-        ratio(f64::from(self.0[class]), sum)
-    }
-}
-
 pub(crate) fn run(options: &Classes) -> Result<(), Fault> {
     let run = &options.run;
     let mut plan = run.plan(run.nodes(4))?;
+    plan.settings.weights = options.weights;
     for class in Class::ALL {
         add_topic(&mut plan, &class.to_string(), class, options.size, options.inflight, false);
     }
@@ -66,13 +39,13 @@ pub(crate) fn run(options: &Classes) -> Result<(), Fault> {
         used,
         peak_rss_bytes,
     });
-    tell(&options.weights, &outcome, &mut report);
+    tell(options.weights, &outcome, &mut report);
     report.add("cores_busy", digits(ratio(used.cpu_seconds, outcome.seconds)));
     report.row("cores that were busy", format!("{:.2}", ratio(used.cpu_seconds, outcome.seconds)));
     output.conclude(&report, &outcome)
 }
 
-fn tell(weights: &Weights, outcome: &Outcome, report: &mut Report) {
+fn tell(weights: Weights, outcome: &Outcome, report: &mut Report) {
     let sum: u64 = outcome.kinds.iter().map(|kind| kind.bytes).sum();
     let mut classes = Map::new();
     for class in Class::ALL {
@@ -97,19 +70,4 @@ fn tell(weights: &Weights, outcome: &Outcome, report: &mut Report) {
         report.row(name, format!("{gbit:.2} Gbit/s: {share:.1} % of all, where its weight is {weight:.1} %"));
     }
     report.add("classes", classes);
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn weights_are_one_for_each_class() {
-        let weights: Weights = "4, 3,2,1".parse().unwrap();
-        assert_eq!(weights.0, PerClass([4, 3, 2, 1]));
-        assert_eq!(Class::ALL.map(|class| weights.share(class)), [0.4, 0.3, 0.2, 0.1]);
-        for bad in ["", "1,2,3", "1,2,3,4,5", "1,2,3,0", "1,2,3,x", "1,2,3,1000001"] {
-            assert!(bad.parse::<Weights>().is_err(), "{bad}");
-        }
-    }
 }

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum, value_parser};
 use corecast::Class;
+use corecast::types::Weights;
 
-use crate::classes::Weights;
 use crate::sim::SimOptions;
 use crate::subnet::cores::{self, CoreList};
 use crate::subnet::fault::{Exit, Fault};
@@ -179,8 +179,8 @@ pub(crate) struct Classes {
     /// Artifacts of each class on their way at a time
     #[arg(long, value_name = "K", default_value_t = 128, value_parser = value_parser!(u32).range(1..=4096))]
     pub(crate) inflight: u32,
-    /// What each class is to have of a contended link, the most urgent first: what the shares are held against
-    #[arg(long, value_name = "C,H,N,B", default_value = "40,30,20,10")]
+    /// What each class has of a contended link, the most urgent first
+    #[arg(long, value_name = "C,H,N,B", default_value_t = Weights::DEFAULT)]
     pub(crate) weights: Weights,
 }
 
