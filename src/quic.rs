@@ -45,6 +45,7 @@ pub use counters::{Faults, QuicCounters, Rejection, Traffic};
 pub use identity::{Identity, IdentityError};
 
 use config::{Clock, FirstIds};
+use congestion::Congestion;
 use dial::{Backoff, Dialer};
 use door::{Door, Verdict};
 use egress::SendWindows;
@@ -137,6 +138,7 @@ pub struct Quic {
     config: QuicConfig,
     clock: Clock,
     handshakes: Box<dyn Handshakes>,
+    congestion: Arc<Congestion>,
     transport: Arc<TransportConfig>,
     endpoint: Endpoint,
     first_ids: Arc<FirstIds>,
@@ -177,7 +179,8 @@ impl Quic {
         config.check()?;
         let clock = Clock::new(config.epoch);
         let mut rng = Rng::new(config.seed);
-        let transport = config.transport()?;
+        let congestion = config.congestion();
+        let transport = config.transport(&congestion)?;
         let server = config.server(&*handshakes, &config.membership, &transport, clock.clone())?;
         let endpoint = Endpoint::new(config.endpoint()?, Some(server), true, None);
         let send_windows = SendWindows { bulk: config.send_window, urgent_reserve: config.urgent_reserve };
@@ -191,6 +194,7 @@ impl Quic {
         let mut quic = Quic {
             clock,
             handshakes,
+            congestion,
             transport,
             endpoint,
             first_ids: Arc::new(FirstIds::new(&mut rng)),
@@ -443,9 +447,8 @@ impl Quic {
         let fitting = MAX_SEGMENTS.min(MAX_TRANSMIT / mtu).max(1);
         let segments = if urgent { fitting.min(link.urgent() / mtu + 1) } else { fitting };
         let transmit = link.connection.poll_transmit(self.clock.to_std(now), segments, buf);
-        if let Some(transmit) = &transmit {
+        if link.transmitted(transmit.as_ref()) {
             link.transmits += 1;
-            link.transmitted(transmit.size);
             self.lines.join(handle, link);
         }
         self.reschedule(handle);

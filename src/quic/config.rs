@@ -197,17 +197,20 @@ impl QuicConfig {
         range(!self.dial_backoff_min.is_zero(), "dial_backoff_min")
     }
 
-    pub(super) fn transport(&self) -> Result<Arc<TransportConfig>, QuicError> {
+    pub(super) fn congestion(&self) -> Arc<Congestion> {
+        // Ten segments, as in TCP (RFC 6928): quinn's 14,720 bytes are fewer than one of the largest
+        // datagrams, and with a window below one datagram nothing is ever sent.
+        Arc::new(Congestion::new(10 * u64::from(whole_blocks(self.mtu))))
+    }
+
+    pub(super) fn transport(&self, congestion: &Arc<Congestion>) -> Result<Arc<TransportConfig>, QuicError> {
         let window = |bytes: u64, setting| VarInt::from_u64(bytes).map_err(|_| QuicError::Range { setting });
         let idle = IdleTimeout::try_from(self.idle_timeout)
             .map_err(|_| QuicError::Range { setting: "idle_timeout" })?;
         let mut probing = MtuDiscoveryConfig::default();
         // Without a larger bound this still climbs back to `mtu` after a black hole.
         probing.upper_bound(whole_blocks(self.mtu_discovery_bound.unwrap_or(self.mtu).max(self.mtu)));
-        // Ten segments, as in TCP (RFC 6928): quinn's 14,720 bytes are fewer than one of the largest
-        // datagrams, and with a window below one datagram nothing is ever sent.
         let mtu = whole_blocks(self.mtu);
-        let congestion = Congestion::new(10 * u64::from(mtu));
         let mut transport = TransportConfig::default();
         transport
             .max_concurrent_uni_streams(self.uni_streams.into())
@@ -238,7 +241,7 @@ impl QuicConfig {
             .allow_spin(false)
             .datagram_receive_buffer_size(None)
             .datagram_send_buffer_size(0)
-            .congestion_controller_factory(Arc::new(congestion))
+            .congestion_controller_factory(congestion.clone())
             .enable_segmentation_offload(true);
         Ok(Arc::new(transport))
     }
@@ -435,7 +438,7 @@ mod tests {
     fn the_defaults_pass_their_own_check() {
         let config = config();
         config.check().unwrap();
-        config.transport().unwrap();
+        config.transport(&config.congestion()).unwrap();
         config.endpoint().unwrap();
     }
 

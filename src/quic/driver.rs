@@ -4,6 +4,7 @@ use bytes::Bytes;
 use quinn_proto::{Connection, ConnectionError, ConnectionHandle, VarInt};
 
 use super::counters::Rejection;
+use super::egress::Egress;
 use super::ingress::Offence;
 use super::link::{Link, Milestone, Phase};
 use super::timers::Timer;
@@ -63,7 +64,8 @@ impl Quic {
             self.links.resize_with(handle + 1, || None);
         }
         if let Some(place) = self.links.get_mut(handle) {
-            *place = Some(Box::new(Link::new(connection, phase, self.config.weights)));
+            let egress = Egress::new(self.config.weights, self.congestion.last_flight());
+            *place = Some(Box::new(Link::new(connection, phase, egress)));
         }
     }
 

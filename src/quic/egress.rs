@@ -5,13 +5,15 @@
 //! A class takes new work only while little of its old work is unwritten, so what is committed and not sent stays small.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use bytes::{Buf, Bytes};
 use quinn_proto::{Connection, Dir, StreamId, WriteError};
 
+use super::congestion::Flight;
 use super::link::{ABANDONED, Io};
 use super::shares::Shares;
-use crate::types::{Class, Classes, PerClass, StreamKey, Weights};
+use crate::types::{Class, Classes, Instant, PerClass, StreamKey, Weights};
 use crate::wire::Incoming;
 
 /// Unwritten bytes of a class from which on it takes nothing new.
@@ -19,8 +21,13 @@ const LOW_WATER: usize = 32 << 10;
 /// Bytes handed to quinn at a time: its send buffer frees acknowledged pieces whole, and scans them for every
 /// packet.
 const SLICE: usize = 64 << 10;
-/// The least that may wait for acknowledgement, however narrow the path.
-const MIN_BUFFER: u64 = 256 << 10;
+/// Bytes that may wait in quinn's buffer to be sent for the first time: what keeps the path busy until more are written, and what
+/// an urgent class may have to wait for that is held to its share.
+const UNSENT: u64 = 256 << 10;
+/// Bytes of a datagram that carry no stream, at most as a rule: heads, a seal, an acknowledgement.
+const OVERHEAD: usize = 56;
+/// Round trips after a loss in which more may: what was received behind a gap counts as not acknowledged until the gap is closed.
+const RECOVERY: u32 = 2;
 /// Streams at the head of a rank that may be blocked by their own window before the rest of the rank waits.
 const BLOCKED_STREAMS: usize = 2;
 /// Unidirectional streams opened ahead, so that credit is known before it is needed.
@@ -38,14 +45,10 @@ pub(super) struct SendWindows {
 }
 
 impl SendWindows {
-    /// Three congestion windows suffice to keep the path full through a loss; more would only be committed
-    /// earlier.
-    fn of(self, class: Class, congestion_window: u64) -> u64 {
-        let bulk = self.bulk.min(congestion_window.saturating_mul(3).max(MIN_BUFFER));
-        match class {
-            Class::Critical | Class::High => bulk.saturating_add(self.urgent_reserve),
-            Class::Normal | Class::Bulk => bulk,
-        }
+    /// How much of what is written may be without acknowledgement, when as much as `ahead` is sent or to be sent.
+    fn of(self, class: Class, ahead: u64) -> u64 {
+        let bulk = self.bulk.min(ahead);
+        if class.is_urgent() { bulk.saturating_add(self.urgent_reserve.min(UNSENT)) } else { bulk }
     }
 }
 
@@ -91,13 +94,22 @@ pub(super) struct Egress {
     /// Opened and not used, the oldest first.
     spares: VecDeque<StreamId>,
     sequence: u32,
-    /// Bytes of `Critical` and `High` that were written and may not have been transmitted.
-    urgent: usize,
+    /// Bytes that are written and not transmitted, as far as can be told from datagrams: too many rather than too few, but for
+    /// retransmissions.
+    unsent: PerClass<usize>,
+    /// What is left waits for another class to catch up.
+    waits_for_share: bool,
+    /// Datagrams were asked for since the last write.
+    polled: bool,
+    flight: Arc<Flight>,
+    /// Losses seen so far, and until when the last one counts.
+    losses: u64,
+    recovers_at: Instant,
 }
 
 impl Egress {
-    pub(super) fn new(weights: Weights) -> Egress {
-        Egress { shares: Shares::new(weights), ..Egress::default() }
+    pub(super) fn new(weights: Weights, flight: Arc<Flight>) -> Egress {
+        Egress { shares: Shares::new(weights), flight, ..Egress::default() }
     }
 
     /// The classes that take something now.
@@ -138,14 +150,34 @@ impl Egress {
         }
     }
 
-    /// Bytes of `Critical` and `High` that wait for a datagram, retransmissions apart. Too many after a loss, never too few.
+    /// Bytes of urgent classes that wait for a datagram.
     pub(super) fn urgent(&self) -> usize {
-        self.urgent
+        self.unsent[Class::Critical] + self.unsent[Class::High]
     }
 
-    /// So many bytes were transmitted.
-    pub(super) fn transmitted(&mut self, bytes: usize) {
-        self.urgent = self.urgent.saturating_sub(bytes);
+    /// So many datagrams were transmitted, with so many bytes in all. What is more urgent was in them first.
+    pub(super) fn transmitted(&mut self, datagrams: usize, bytes: usize) {
+        let mut left = bytes.saturating_sub(datagrams * OVERHEAD);
+        self.polled = true;
+        for unsent in &mut self.unsent.0 {
+            let sent = left.min(*unsent);
+            (*unsent, left) = (*unsent - sent, left - sent);
+        }
+    }
+
+    /// There was nothing to transmit, or the path takes no more now. Whether there may be something after the next write.
+    pub(super) fn nothing_transmitted(&mut self) -> bool {
+        self.polled = true;
+        let all_through = self.flight.bytes() == 0;
+        if all_through {
+            self.unsent = PerClass::default();
+        }
+        all_through && self.waits_for_share
+    }
+
+    /// Whether something may be written as soon as something else is transmitted.
+    pub(super) fn waits_for_share(&self) -> bool {
+        self.waits_for_share
     }
 
     /// Writes what fits, the most urgent first that is not ahead of its share. Whether anything was written.
@@ -168,29 +200,51 @@ impl Egress {
 
     fn write_all(&mut self, io: &mut Io<'_>) {
         let windows = io.shared.limits.send_windows;
-        let congestion_window = io.connection.congestion_state().window();
-        let waiting = Classes::that(|class| self.unwritten[class] > 0);
-        self.shares.begin(waiting);
-        let (mut held, mut through) = (Classes::NONE, Classes::NONE);
+        let ahead = self.ahead(io.connection, io.shared.now);
+        let idle = self.flight.take_idle();
+        if std::mem::take(&mut self.polled) && idle {
+            self.unsent = PerClass::default();
+        }
+        self.shares.begin(Classes::that(|class| self.unwritten[class] + self.unsent[class] > 0));
+        let (mut held, mut through) = (Classes::NONE, Classes::that(|class| self.unwritten[class] == 0));
+        self.waits_for_share = false;
         while let Some(class) = self.shares.next(held, through) {
-            io.connection.set_send_window(windows.of(class, congestion_window));
+            io.connection.set_send_window(windows.of(class, ahead));
             let most = if self.shares.is_alone(class) { usize::MAX } else { SLICE };
             let before = self.unwritten[class];
             let outcome = self.write_class(io, class, most);
             let written = before - self.unwritten[class];
             self.shares.serve(class, written as u64);
-            if class.is_urgent() {
-                self.urgent += written;
-            }
+            self.unsent[class] = (self.unsent[class] + written).min(2 * UNSENT as usize);
             match outcome {
                 Outcome::Paused => (),
                 Outcome::Held => held = held.with(class),
-                // More may come before the next time; until then others do not run away from it.
+                // It is not sent yet, and more may come: until then others do not run away from it.
                 Outcome::Written => through = through.with(class),
                 Outcome::Blocked | Outcome::NoCredit | Outcome::Unwanted => self.shares.end(class),
             }
         }
-        io.connection.set_send_window(windows.of(Class::Bulk, congestion_window));
+        let mut able = Class::ALL.into_iter().take_while(|class| !held.has(*class));
+        self.waits_for_share =
+            able.any(|class| self.unwritten[class] > 0 && self.shares.is_backlogged(class));
+        io.connection.set_send_window(windows.of(Class::Bulk, ahead));
+    }
+
+    /// Bytes that may be sent or to be sent: those in flight and [`UNSENT`] more. After a loss three congestion windows, so that
+    /// the path stays full.
+    fn ahead(&mut self, connection: &Connection, now: Instant) -> u64 {
+        let losses = self.flight.losses();
+        if std::mem::replace(&mut self.losses, losses) != losses {
+            self.recovers_at = now + connection.rtt() * RECOVERY;
+        }
+        let in_flight = self.flight.bytes();
+        // Of packets, which are longer than what they carry of streams.
+        let ahead = in_flight - in_flight / 40 + UNSENT;
+        if now < self.recovers_at {
+            ahead.max(connection.congestion_state().window().saturating_mul(3))
+        } else {
+            ahead
+        }
     }
 
     /// Writes at most `most` bytes of a class, or one stream's slice more.

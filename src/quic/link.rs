@@ -13,7 +13,7 @@ use super::ingress::{Ingress, Offence};
 use super::keys::{Entry, Keys, Role};
 use super::{Event, keys};
 use crate::types::{
-    Class, Classes, ConnectionNumber, HashKind, Instant, PeerIndex, PerClass, StreamKey, TopicId, Weights,
+    Class, Classes, ConnectionNumber, HashKind, Instant, PeerIndex, PerClass, StreamKey, TopicId,
 };
 use crate::wire::{Frame, Incoming, Outgoing, Reply, ReplyHead};
 
@@ -169,7 +169,7 @@ macro_rules! io {
 }
 
 impl Link {
-    pub(super) fn new(connection: Connection, phase: Phase, weights: Weights) -> Link {
+    pub(super) fn new(connection: Connection, phase: Phase, egress: Egress) -> Link {
         Link {
             connection,
             phase,
@@ -180,7 +180,7 @@ impl Link {
             turn: 0,
             transmits: 0,
             lost_counted: 0,
-            streams: Streams { egress: Egress::new(weights), ..Streams::default() },
+            streams: Streams { egress, ..Streams::default() },
         }
     }
 
@@ -320,9 +320,19 @@ impl Link {
         self.streams.egress.urgent()
     }
 
-    /// So many bytes of datagrams were transmitted.
-    pub(super) fn transmitted(&mut self, bytes: usize) {
-        self.streams.egress.transmitted(bytes);
+    /// These datagrams were transmitted; `None` when there was nothing, or the path takes no more now. Whether there may be more.
+    pub(super) fn transmitted(&mut self, transmit: Option<&quinn_proto::Transmit>) -> bool {
+        let egress = &mut self.streams.egress;
+        match transmit {
+            Some(transmit) => {
+                let datagrams = transmit.segment_size.map_or(1, |size| transmit.size.div_ceil(size.max(1)));
+                egress.transmitted(datagrams, transmit.size);
+            }
+            None if egress.nothing_transmitted() => (),
+            None => return false,
+        }
+        self.unflushed |= egress.waits_for_share();
+        true
     }
 
     /// Abandons what `key` names.

@@ -66,6 +66,11 @@ impl Shares {
         ready.into_iter().find(|class| waits(*class) && may_go(*class))
     }
 
+    /// Whether a class has something to write that the connection could take.
+    pub(super) fn is_backlogged(&self, class: Class) -> bool {
+        self.backlogged.has(class)
+    }
+
     /// Whether `class` alone has something to write.
     pub(super) fn is_alone(&self, class: Class) -> bool {
         self.backlogged == Classes::NONE.with(class)
