@@ -183,6 +183,7 @@ impl Egress {
     /// Writes what fits, the most urgent first that is not ahead of its share. Whether anything was written.
     pub(super) fn write(&mut self, io: &mut Io<'_>) -> bool {
         let before = self.unwritten();
+        self.waits_for_share = false;
         if before > 0 {
             self.write_all(io);
         }
@@ -207,7 +208,6 @@ impl Egress {
         }
         self.shares.begin(Classes::that(|class| self.unwritten[class] + self.unsent[class] > 0));
         let (mut held, mut through) = (Classes::NONE, Classes::that(|class| self.unwritten[class] == 0));
-        self.waits_for_share = false;
         while let Some(class) = self.shares.next(held, through) {
             io.connection.set_send_window(windows.of(class, ahead));
             let most = if self.shares.is_alone(class) { usize::MAX } else { SLICE };

@@ -41,6 +41,9 @@ pub(crate) const PERFECT: Path = Path {
 };
 pub(crate) const LOSSY: Path = Path { jitter: Duration::from_micros(500), lose_one_in: 20, ..PERFECT };
 
+/// Turns without time passing, from which on nothing will ever come to rest.
+const MAX_TURNS_AT_ONCE: usize = 10_000;
+
 pub(crate) enum Machine {
     Quic(Box<Quic>),
     Rogue(Box<Rogue>),
@@ -69,6 +72,8 @@ pub(crate) struct Net {
     sequence: u64,
     in_flight: BTreeMap<(Instant, u64), (usize, Received)>,
     pub(crate) epoch: std::time::Instant,
+    /// Turns since time last passed.
+    turns_now: usize,
 }
 
 impl Net {
@@ -82,6 +87,7 @@ impl Net {
             sequence: 0,
             in_flight: BTreeMap::new(),
             epoch: std::time::Instant::now(),
+            turns_now: 0,
         }
     }
 
@@ -150,6 +156,8 @@ impl Net {
     }
 
     fn advance(&mut self, to: Instant) {
+        self.turns_now = if to == self.now { self.turns_now + 1 } else { 0 };
+        assert!(self.turns_now < MAX_TURNS_AT_ONCE, "turns without end at {to:?}");
         self.now = to;
         while let Some(entry) = self.in_flight.first_entry() {
             if entry.key().0 > to {

@@ -384,6 +384,20 @@ fn a_class_takes_no_more_while_its_own_bytes_wait() {
 }
 
 #[test]
+fn a_link_comes_to_rest_when_what_waited_for_its_share_is_abandoned() {
+    // Bulk is written whole and critical is as far ahead of it as it may be, from some time on until bulk's bytes are through.
+    for turns in 1..40 {
+        let (mut net, _) = connected(Path { delay: Duration::from_millis(2), ..PERFECT }, 2);
+        net.quic(0).send(peer(1), push(Class::Bulk, 1, body(1, 300 << 10)));
+        net.quic(0).send(peer(1), push(Class::Critical, 2, body(2, 8 << 20)));
+        net.run_for(turns * Duration::from_millis(1));
+        net.quic(0).reset(peer(1), StreamKey(2));
+        net.run_for(SECOND);
+        assert_eq!(sent(&net, 0, 1), [(1, true)], "after {turns} ms");
+    }
+}
+
+#[test]
 fn the_last_streams_are_for_urgent_classes() {
     let mut net = pair(PERFECT, |config| config.uni_streams = 8);
     net.nodes[1].machine = Machine::Off;

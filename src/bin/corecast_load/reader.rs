@@ -2,7 +2,7 @@
 //! acknowledges what comes and leaves it unread, so that flow control closes; a node of ours cannot be made to do that. What is
 //! aborted meanwhile is reset, which gives its credit back (RFC 9000 §4.5): all that it had asked for may come, and nothing more.
 //!
-//! [`Reader`] is one lane: sockets and connections. What it makes of their streams is in [`Reading`](crate::reading::Reading).
+//! [`Reader`] is one lane: sockets and connections. What it makes of their streams is in [`Reading`].
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
