@@ -1,39 +1,16 @@
 //! A consumer that takes nothing holds back its own topic alone: real nodes, a counting allocator, and their printed bounds.
 #![allow(clippy::unwrap_used, reason = "a failure is the test's")]
 
+mod live;
 mod subnet;
 
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::collections::{BTreeSet, VecDeque};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use corecast::{
     ArtifactId, Attribute, Config, Deliveries, Event, Executors, Node, Topic, TopicConfig, TopicId,
 };
 use subnet::{Plan, wait_until};
-
-struct Counting;
-
-static LIVE: AtomicUsize = AtomicUsize::new(0);
-
-// SAFETY: every call goes to the system's allocator as it came; only the sizes are counted beside it.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        LIVE.fetch_add(layout.size(), Ordering::Relaxed);
-        // SAFETY: the caller's duties are the same.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
-        LIVE.fetch_sub(layout.size(), Ordering::Relaxed);
-        // SAFETY: `memory` came from `alloc` above with this layout.
-        unsafe { System.dealloc(memory, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const ACTIVE: usize = 200;
@@ -110,7 +87,7 @@ fn take_all(topic: &Topic, deliveries: &Deliveries, wanted: &BTreeSet<ArtifactId
 fn a_consumer_that_takes_nothing_holds_back_its_own_topic_alone() {
     // Below the threshold of pushes and above it.
     for size in [4 << 10, 16 << 10] {
-        let before = LIVE.load(Ordering::Relaxed);
+        let before = live::bytes();
         let (plan, executors) = (subnet::plan(2, 2), subnet::executors());
         let (maker, receiver) = (member(&plan, &executors, 0), member(&plan, &executors, 1));
         wait_until("they are connected", || maker.node.stats().connected_peers == 1);
@@ -122,7 +99,7 @@ fn a_consumer_that_takes_nothing_holds_back_its_own_topic_alone() {
         wait_until("the queue is full", || receiver.stalled.1.len() >= 16);
         let gone_on = churn(&maker.taken.0, rounds..rounds + ACTIVE, size);
         take_all(&receiver.taken.0, &receiver.taken.1, &gone_on);
-        let held = LIVE.load(Ordering::Relaxed) - before;
+        let held = live::bytes() - before;
         assert!(held <= bound, "{held} bytes are live, the bounds allow {bound}");
 
         let lag = maker.stalled.0.lag();

@@ -1,35 +1,11 @@
 //! Accounted and real memory: a counting allocator beside the engine's own books and the bounds that a node prints.
 
 mod carrier;
-
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::atomic::{AtomicUsize, Ordering};
+mod live;
 
 use carrier::{Subnet, topic};
 use corecast::config::{Granted, Limits, Settings, TopicConfig};
 use corecast::types::ArtifactId;
-
-struct Counting;
-
-static LIVE: AtomicUsize = AtomicUsize::new(0);
-
-// SAFETY: every call goes to the system's allocator as it came; only the sizes are counted beside it.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        LIVE.fetch_add(layout.size(), Ordering::Relaxed);
-        // SAFETY: the caller's duties are the same.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
-        LIVE.fetch_sub(layout.size(), Ordering::Relaxed);
-        // SAFETY: `memory` came from `alloc` above with this layout.
-        unsafe { System.dealloc(memory, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 const NODES: usize = 3;
 const SLOTS: u32 = 2_000;
@@ -44,7 +20,7 @@ fn table_bytes(topic: &TopicConfig) -> u64 {
 }
 
 fn live() -> u64 {
-    LIVE.load(Ordering::Relaxed) as u64
+    live::bytes() as u64
 }
 
 /// Every node broadcasts as much as its table holds, and holds what the others broadcast.

@@ -76,7 +76,10 @@ fn serve(
             match inbox.look() {
                 Look::More => {}
                 Look::Settled | Look::Full => next = Instant::now() + LOOK_EVERY,
-                Look::Stopped => return Err(Fault::new(Exit::Software, "the node has stopped by itself")),
+                Look::Stopped => {
+                    stop.set();
+                    return Err(Fault::new(Exit::Software, "the node has stopped by itself"));
+                }
             }
         }
         inbox.close();

@@ -25,6 +25,11 @@ impl Stop {
         Ok(stop)
     }
 
+    /// Ends as if one had come.
+    pub(crate) fn set(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
     /// Whether one has come.
     pub(crate) fn is_set(&self) -> bool {
         self.0.load(Ordering::Relaxed)
