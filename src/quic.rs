@@ -28,6 +28,7 @@ mod lines;
 mod link;
 mod members;
 mod pace;
+mod places;
 mod shares;
 mod timers;
 mod tls;

@@ -137,7 +137,7 @@ pub struct Limits {
     pub uni_streams: u32,
     /// Bidirectional streams that a peer may have open to us: fetches.
     pub bidi_streams: u32,
-    /// Large pushed bodies of one peer that are assembled at a time; more wait unread.
+    /// Large pushed bodies of one peer that are assembled at a time, beyond one of each topic; more wait unread.
     pub pushes_in_assembly: usize,
     /// Requests in flight to one peer.
     pub fetch_per_peer: PerClass<u32>,
@@ -233,9 +233,12 @@ impl Limits {
     /// Adds a topic's share to the sum.
     pub fn add_topic(&mut self, topic: &super::TopicConfig) {
         let lanes = u64::from(self.lanes);
+        let links = lanes * self.peers as u64;
         // For each peer its slots as they are seen here, and naming them to it after a reconnect.
         let tables = u64::from(topic.slots) * (self.peers as u64 * Self::NAMED_BYTES + Self::ACTIVE_BYTES);
         let mut line = |what: String, bytes: u64| self.lines.push(LimitLine { what, bytes });
+        let pushes = format!("topic {}: pushes in assembly (1 a link)", topic.name);
+        line(pushes, links * u64::from(self.artifact_bytes));
         line(format!("topic {}: active bodies, own and relayed", topic.name), 2 * lanes * topic.active_bytes);
         line(format!("topic {}: received bodies", topic.name), lanes * topic.pending_bytes);
         line(format!("topic {}: slot tables", topic.name), lanes * tables);

@@ -22,7 +22,7 @@ use crate::types::{HashKind, Instant, Membership, NodeId, Rng, TopicId, Weights,
 pub type HashOf = Arc<dyn Fn(TopicId) -> Option<HashKind> + Send + Sync>;
 
 /// Settings of one lane's [`Quic`](super::Quic). The payload that one peer can make us hold is at most
-/// `connection_window + send_window + urgent_reserve`, plus `(pushes_in_assembly + own fetches) × artifact_limit`;
+/// `connection_window + send_window + urgent_reserve`, plus `(pushes_in_assembly + topics + own fetches) × artifact_limit`;
 /// quinn's bookkeeping comes on top, and what the engine has sent and `room` did not yet refuse.
 #[derive(Clone)]
 pub struct QuicConfig {
@@ -70,7 +70,7 @@ pub struct QuicConfig {
     pub dial_backoff_max: Duration,
     /// Bytes of the largest body that is taken at all, pushed or fetched.
     pub artifact_limit: u32,
-    /// Pushed bodies of one peer that are gathered at once; further ones wait unread.
+    /// Pushed bodies of one peer that are gathered at once, beyond one of each topic; further ones wait unread.
     pub pushes_in_assembly: usize,
     /// Which hash names a topic's artifacts.
     pub hash_of: HashOf,

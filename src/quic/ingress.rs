@@ -11,7 +11,8 @@ use quinn_proto::{Connection, Dir, ReadError, StreamId};
 use super::keys::{Keys, Role};
 use super::link::{ABANDONED, Io, Shared, UNKNOWN_TOPIC, UNWANTED};
 use super::pace::Pace;
-use crate::types::{BodyReader, HashKind, PeerIndex, StreamKey};
+use super::places::Places;
+use crate::types::{BodyReader, HashKind, PeerIndex, StreamKey, TopicId};
 use crate::wire::{
     BatchReader, FetchRequest, Incoming, PushHead, Reply, ReplyHead, STREAM_BATCH, STREAM_PUSH, WireError,
 };
@@ -41,9 +42,12 @@ enum Reading {
     /// Unidirectional, no byte yet.
     New,
     Batch(BatchReader),
-    /// A push that waits for its turn, with what was read of it.
-    Deferred(Bytes),
     PushHead(Vec<u8>),
+    /// A push that waits for a place, with what was read of it.
+    Deferred {
+        topic: TopicId,
+        bytes: Bytes,
+    },
     Push(Box<Push>),
     /// A push whose topic is unknown: stopped.
     Stopped,
@@ -81,9 +85,8 @@ enum Pause {
 pub(super) struct Ingress {
     reading: BTreeMap<StreamId, Reading>,
     /// Pushes that wait unread, the oldest first.
-    deferred: VecDeque<StreamId>,
-    /// Pushes being gathered.
-    assembling: usize,
+    deferred: VecDeque<(StreamId, TopicId)>,
+    places: Places,
     resets: Pace,
 }
 
@@ -101,7 +104,7 @@ impl Ingress {
 
     /// Pushes being gathered.
     pub(super) fn assembling(&self) -> usize {
-        self.assembling
+        self.places.taken()
     }
 
     /// Reads every stream that the peer opened since.
@@ -119,7 +122,7 @@ impl Ingress {
     /// Reads a stream that has news.
     pub(super) fn read(&mut self, io: &mut Io<'_>, stream: StreamId) -> Result<(), Offence> {
         match self.reading.remove(&stream) {
-            Some(Reading::Deferred(bytes)) => self.check_deferred(io, stream, bytes),
+            Some(Reading::Deferred { topic, bytes }) => self.check_deferred(io, stream, topic, bytes),
             Some(reading) => self.read_as(io, stream, reading),
             // Stopped, or over.
             None => Ok(()),
@@ -128,18 +131,22 @@ impl Ingress {
 
     /// The engine does not want the rest of `stream`.
     pub(super) fn stop(&mut self, connection: &mut Connection, stream: StreamId) {
-        if let Some(Reading::Push(_) | Reading::PushHead(_)) = self.reading.remove(&stream) {
-            self.assembling -= 1;
+        if let Some(Reading::Push(push)) = self.reading.remove(&stream) {
+            self.places.give_back(push.head.topic);
         }
         let _ = connection.recv_stream(stream).stop(UNWANTED);
     }
 
     /// Takes up pushes that wait, as far as others have made room.
     pub(super) fn resume(&mut self, io: &mut Io<'_>) -> Result<(), Offence> {
-        while self.assembling < io.shared.limits.pushes_in_assembly {
-            let Some(stream) = self.deferred.pop_front() else { break };
-            if let Some(Reading::Deferred(bytes)) = self.reading.remove(&stream) {
-                let mut reading = Reading::New;
+        let shared = io.shared.limits.pushes_in_assembly;
+        let next = |ingress: &Ingress| {
+            ingress.deferred.iter().position(|(_, topic)| ingress.places.has_one(*topic, shared))
+        };
+        while let Some(at) = next(self) {
+            let Some((stream, _)) = self.deferred.remove(at) else { break };
+            if let Some(Reading::Deferred { bytes, .. }) = self.reading.remove(&stream) {
+                let mut reading = Reading::PushHead(Vec::new());
                 if self.feed(io, stream, &mut reading, &bytes)? == Pause::Blocked {
                     self.read_as(io, stream, reading)?;
                 } else {
@@ -151,12 +158,18 @@ impl Ingress {
     }
 
     /// A push that waits stays unread; but its sender may have given it up.
-    fn check_deferred(&mut self, io: &mut Io<'_>, stream: StreamId, bytes: Bytes) -> Result<(), Offence> {
+    fn check_deferred(
+        &mut self,
+        io: &mut Io<'_>,
+        stream: StreamId,
+        topic: TopicId,
+        bytes: Bytes,
+    ) -> Result<(), Offence> {
         if let Ok(Some(_)) = io.connection.recv_stream(stream).received_reset() {
-            self.deferred.retain(|&other| other != stream);
+            self.deferred.retain(|&(other, _)| other != stream);
             return self.count_reset(io);
         }
-        self.reading.insert(stream, Reading::Deferred(bytes));
+        self.reading.insert(stream, Reading::Deferred { topic, bytes });
         Ok(())
     }
 
@@ -177,8 +190,8 @@ impl Ingress {
             match chunks.next(usize::MAX) {
                 Ok(Some(chunk)) => {
                     arrived = true;
-                    let mut sink = Sink { shared, keys, peer: *peer, stream };
-                    match self.take(&mut sink, &mut reading, &chunk.bytes) {
+                    let mut sink = Sink { shared, keys, places: &mut self.places, peer: *peer, stream };
+                    match sink.take(&mut reading, &chunk.bytes) {
                         Ok(Pause::Blocked) => (),
                         Ok(enough) => break enough,
                         Err(error) => return Err(error.into()),
@@ -207,65 +220,9 @@ impl Ingress {
         reading: &mut Reading,
         bytes: &Bytes,
     ) -> Result<Pause, Offence> {
-        let mut sink = Sink { shared: io.shared, keys: io.keys, peer: io.peer, stream };
-        Ok(self.take(&mut sink, reading, bytes)?)
-    }
-
-    /// Takes the stream's next bytes. `Pause::Blocked` asks for more.
-    fn take(
-        &mut self,
-        sink: &mut Sink<'_>,
-        reading: &mut Reading,
-        bytes: &Bytes,
-    ) -> Result<Pause, WireError> {
-        match reading {
-            Reading::New => self.take_first(sink, reading, bytes),
-            Reading::Batch(batch) => sink.frames(batch, bytes).map(|()| Pause::Blocked),
-            Reading::PushHead(_) => sink.push_head(reading, bytes),
-            Reading::Push(push) => {
-                append(&mut push.body, bytes)?;
-                Ok(Pause::Blocked)
-            }
-            Reading::Request(request) => {
-                let extra = (request.len() + bytes.len()).saturating_sub(FetchRequest::LEN);
-                if extra > 0 {
-                    return Err(WireError::Trailing { extra });
-                }
-                request.extend_from_slice(bytes);
-                Ok(Pause::Blocked)
-            }
-            Reading::Reply(reply) => sink.reply(reply, bytes),
-            Reading::Deferred(_) | Reading::Stopped => Ok(Pause::Enough),
-        }
-    }
-
-    fn take_first(
-        &mut self,
-        sink: &mut Sink<'_>,
-        reading: &mut Reading,
-        bytes: &Bytes,
-    ) -> Result<Pause, WireError> {
-        let Some((&first, rest)) = bytes.split_first() else { return Ok(Pause::Blocked) };
-        match first {
-            STREAM_BATCH => {
-                let mut batch = BatchReader::default();
-                sink.frames(&mut batch, rest)?;
-                *reading = Reading::Batch(batch);
-                Ok(Pause::Blocked)
-            }
-            STREAM_PUSH if self.assembling >= sink.shared.limits.pushes_in_assembly => {
-                sink.shared.counters.traffic.pushes_deferred += 1;
-                // A copy, so that what waits does not pin a receive buffer.
-                *reading = Reading::Deferred(Bytes::copy_from_slice(bytes));
-                Ok(Pause::Enough)
-            }
-            STREAM_PUSH => {
-                self.assembling += 1;
-                *reading = Reading::PushHead(Vec::new());
-                sink.push_head(reading, rest)
-            }
-            unknown => Err(WireError::UnknownStream(unknown)),
-        }
+        let Io { shared, keys, peer, .. } = io;
+        let mut sink = Sink { shared, keys, places: &mut self.places, peer: *peer, stream };
+        Ok(sink.take(reading, bytes)?)
     }
 
     /// Does what follows from a stream's pause or end.
@@ -276,17 +233,14 @@ impl Ingress {
         reading: Reading,
         pause: Pause,
     ) -> Result<(), Offence> {
-        if let (Reading::Deferred(_), Pause::Enough) = (&reading, pause) {
-            self.deferred.push_back(stream);
+        if let (Reading::Deferred { topic, .. }, Pause::Enough) = (&reading, pause) {
+            self.deferred.push_back((stream, *topic));
             self.reading.insert(stream, reading);
             return Ok(());
         }
         if pause == Pause::Blocked {
             self.reading.insert(stream, reading);
             return Ok(());
-        }
-        if let Reading::Push(_) | Reading::PushHead(_) | Reading::Stopped = reading {
-            self.assembling -= 1;
         }
         if pause == Pause::Reset {
             self.count_reset(io)?;
@@ -297,6 +251,7 @@ impl Ingress {
             Reading::Batch(batch) if whole => batch.end()?,
             Reading::Push(push) => {
                 let Push { key, head, body } = *push;
+                self.places.give_back(head.topic);
                 let incoming = match body.finish() {
                     Some(body) if whole => Incoming::Pushed { key, head, body },
                     _ => Incoming::PushBroken { key, head },
@@ -320,7 +275,7 @@ impl Ingress {
                 let (key, answer) = reply.finish(whole);
                 io.keys.end(key, Incoming::Reply { key, reply: answer }, io.peer, io.shared);
             }
-            Reading::New | Reading::Batch(_) | Reading::PushHead(_) | Reading::Deferred(_) => (),
+            Reading::New | Reading::Batch(_) | Reading::PushHead(_) | Reading::Deferred { .. } => (),
         }
         Ok(())
     }
@@ -330,11 +285,52 @@ impl Ingress {
 struct Sink<'a> {
     shared: &'a mut Shared,
     keys: &'a mut Keys,
+    places: &'a mut Places,
     peer: PeerIndex,
     stream: StreamId,
 }
 
 impl Sink<'_> {
+    /// Takes the stream's next bytes. `Pause::Blocked` asks for more.
+    fn take(&mut self, reading: &mut Reading, bytes: &Bytes) -> Result<Pause, WireError> {
+        match reading {
+            Reading::New => self.first(reading, bytes),
+            Reading::Batch(batch) => self.frames(batch, bytes).map(|()| Pause::Blocked),
+            Reading::PushHead(_) => self.push_head(reading, bytes),
+            Reading::Push(push) => {
+                append(&mut push.body, bytes)?;
+                Ok(Pause::Blocked)
+            }
+            Reading::Request(request) => {
+                let extra = (request.len() + bytes.len()).saturating_sub(FetchRequest::LEN);
+                if extra > 0 {
+                    return Err(WireError::Trailing { extra });
+                }
+                request.extend_from_slice(bytes);
+                Ok(Pause::Blocked)
+            }
+            Reading::Reply(reply) => self.reply(reply, bytes),
+            Reading::Deferred { .. } | Reading::Stopped => Ok(Pause::Enough),
+        }
+    }
+
+    fn first(&mut self, reading: &mut Reading, bytes: &Bytes) -> Result<Pause, WireError> {
+        let Some((&first, rest)) = bytes.split_first() else { return Ok(Pause::Blocked) };
+        match first {
+            STREAM_BATCH => {
+                let mut batch = BatchReader::default();
+                self.frames(&mut batch, rest)?;
+                *reading = Reading::Batch(batch);
+                Ok(Pause::Blocked)
+            }
+            STREAM_PUSH => {
+                *reading = Reading::PushHead(Vec::new());
+                self.push_head(reading, rest)
+            }
+            unknown => Err(WireError::UnknownStream(unknown)),
+        }
+    }
+
     fn frames(&mut self, batch: &mut BatchReader, bytes: &[u8]) -> Result<(), WireError> {
         let mut frames = std::mem::take(&mut self.shared.frames);
         let read = batch.read(bytes, &mut frames);
@@ -368,6 +364,13 @@ impl Sink<'_> {
         if head.size > limit {
             return Err(WireError::TooLarge { found: head.size.into(), limit: limit.into() });
         }
+        if !self.places.has_one(head.topic, self.shared.limits.pushes_in_assembly) {
+            self.shared.counters.traffic.pushes_deferred += 1;
+            // A copy, so that what waits does not pin a receive buffer.
+            *reading = Reading::Deferred { topic: head.topic, bytes: Bytes::copy_from_slice(all) };
+            return Ok(Pause::Enough);
+        }
+        self.places.take(head.topic);
         let mut body = BodyReader::new(kind, head.size as usize);
         let key = self.shared.fresh_key();
         self.keys.insert(key, Role::Assembly, Some(self.stream));

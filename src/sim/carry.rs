@@ -188,7 +188,7 @@ impl World {
         id: FlowId,
         cargo: &Cargo,
     ) -> Result<(), String> {
-        let full = self.flows.assembling(from, to) >= limits(&self.options).pushes_in_assembly;
+        let place = self.flows.has_place(id, limits(&self.options).pushes_in_assembly);
         let Some(flow) = self.flows.get(id) else {
             self.effort.arrived(to);
             return Ok(());
@@ -199,7 +199,7 @@ impl World {
         let key = if flow.opener.node == to { flow.opener.key } else { flow.other.key };
         match (cargo, &mut flow.what) {
             // It waits unread, as the transport keeps it.
-            (Cargo::PushHead(_), _) if full => self.word(from, to, connection, cargo.clone()),
+            (Cargo::PushHead(_), _) if !place => self.word(from, to, connection, cargo.clone()),
             (Cargo::PushHead(_), What::Push { head, started, .. }) => {
                 *started = true;
                 let started = Incoming::PushStarted { key, head: head.clone() };

@@ -127,15 +127,20 @@ impl Flows {
         self.flows.values().filter(pushes).count()
     }
 
-    /// Those of them of which the head is there.
-    pub(super) fn assembling(&self, from: usize, to: usize) -> usize {
-        let assembles = |flow: &&Flow| {
-            flow.opener.node == from
-                && flow.other.node == to
-                && !flow.other.done
-                && matches!(flow.what, What::Push { started: true, .. })
+    /// Whether a push is taken up: each topic of a link has a place of its own, and so many are `shared`.
+    pub(super) fn has_place(&self, push: FlowId, shared: usize) -> bool {
+        let Some(Flow { opener, other, what: What::Push { head, .. }, .. }) = self.flows.get(&push) else {
+            return true;
         };
-        self.flows.values().filter(assembles).count()
+        let mut taken = BTreeMap::new();
+        for flow in self.flows.values() {
+            if let What::Push { head, started: true, .. } = &flow.what
+                && (flow.opener.node, flow.other.node, flow.other.done) == (opener.node, other.node, false)
+            {
+                *taken.entry(head.topic).or_insert(0) += 1;
+            }
+        }
+        !taken.contains_key(&head.topic) || taken.values().map(|places| places - 1).sum::<usize>() < shared
     }
 
     /// Requests of `from` to `to` that have no answer.

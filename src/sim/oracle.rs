@@ -285,7 +285,7 @@ impl Bound {
             pending_bytes,
             body_bytes: active + pending_bytes,
             backlog: slots * links,
-            arriving: limits(options).pushes_in_assembly * links,
+            arriving: (limits(options).pushes_in_assembly + options.topics.len()) * links,
             // Each has a stream of its peer until its answer is acknowledged.
             replies: options.open_requests() * links,
             // Each is of a slot, and reset when that changes.

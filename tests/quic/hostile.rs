@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use corecast::quic::{Disconnect, Event, Identity, Quic, Rejection};
-use corecast::types::{ArtifactId, Attribute, HashKind, Slot, Version};
+use corecast::types::{ArtifactId, Attribute, HashKind, Slot, TopicId, Version};
 use corecast::wire::{
     BatchBuilder, CloseCode, FetchRequest, Frame, Incoming, Open, PushHead, STREAM_BATCH, STREAM_PUSH,
     WireError,
@@ -246,6 +246,15 @@ fn push_head(size: u32) -> PushHead {
     PushHead { topic: TOPIC, slot, version, id, size, attribute: Attribute::EMPTY }
 }
 
+/// Topics of the bodies that node 1 has been pushed by the rogue.
+fn pushed(net: &Net) -> Vec<TopicId> {
+    let of = |incoming: &Incoming| match incoming {
+        Incoming::Pushed { head, .. } => Some(head.topic),
+        _ => None,
+    };
+    net.incoming(1, peer(0)).filter_map(of).collect()
+}
+
 #[test]
 fn a_push_that_announces_too_much_is_a_fault_at_its_head() {
     let mut net = with_member();
@@ -316,14 +325,14 @@ fn waiting_pushes_are_taken_up_when_others_are_given_up() {
     let body = body(1, 40);
     let head = PushHead { id: HashKind::Blake3.id(&body), ..push_head(40) };
     let whole = [head.encode().as_ref(), &body].concat();
-    // As many half pushes as are gathered at once, two that wait half-sent, and one that waits whole.
-    let half: Vec<_> = (0..18).map(|_| net.rogue(0).write(Dir::Uni, &whole[..60], false)).collect();
+    // As many half pushes as are gathered at once (16 and the topic's own), two that wait half-sent, and one that waits whole.
+    let half: Vec<_> = (0..19).map(|_| net.rogue(0).write(Dir::Uni, &whole[..60], false)).collect();
     net.rogue(0).write(Dir::Uni, &whole, true);
     net.run_for(SECOND);
     let started = |net: &Net| {
         net.incoming(1, peer(0)).filter(|incoming| matches!(incoming, Incoming::PushStarted { .. })).count()
     };
-    assert_eq!(started(&net), 16);
+    assert_eq!(started(&net), 17);
     assert_eq!(net.quic(1).counters().traffic.pushes_deferred, 3);
     // One that waits is given up, then one that was being gathered, then all.
     let give_up = |net: &mut Net, stream| {
@@ -331,17 +340,36 @@ fn waiting_pushes_are_taken_up_when_others_are_given_up() {
         net.rogue(0).connection().send_stream(stream).reset(code).unwrap();
         net.run_for(SECOND);
     };
-    give_up(&mut net, half[16]);
-    assert_eq!(started(&net), 16);
-    give_up(&mut net, half[0]);
+    give_up(&mut net, half[17]);
     assert_eq!(started(&net), 17);
-    give_up(&mut net, half[1]);
+    give_up(&mut net, half[0]);
     assert_eq!(started(&net), 18);
-    assert!(net.incoming(1, peer(0)).any(|incoming| matches!(incoming, Incoming::Pushed { .. })));
-    for stream in &half[2..16] {
+    give_up(&mut net, half[1]);
+    assert_eq!(started(&net), 19);
+    assert_eq!(pushed(&net), [TOPIC]);
+    for stream in &half[2..17] {
         give_up(&mut net, *stream);
     }
     assert!(net.rogue(0).lost.is_none());
+}
+
+#[test]
+fn a_topic_whose_pushes_do_not_end_leaves_another_its_place() {
+    let mut net = with_member();
+    let body = body(1, 40);
+    let whole = |topic| {
+        let head = PushHead { topic, id: HashKind::Blake3.id(&body), ..push_head(40) };
+        [head.encode().as_ref(), &body].concat()
+    };
+    for _ in 0..30 {
+        net.rogue(0).write(Dir::Uni, &whole(TOPIC)[..60], false);
+    }
+    for _ in 0..30 {
+        net.rogue(0).write(Dir::Uni, &whole(OTHER), true);
+    }
+    net.run_for(SECOND);
+    assert_eq!(pushed(&net), [OTHER; 30]);
+    assert!(net.quic(1).counters().traffic.pushes_deferred >= 13);
 }
 
 #[test]

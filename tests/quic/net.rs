@@ -17,6 +17,8 @@ use super::rogue::Rogue;
 
 /// The topic that every node knows.
 pub(crate) const TOPIC: TopicId = TopicId(7);
+/// Another one.
+pub(crate) const OTHER: TopicId = TopicId(8);
 
 /// How datagrams travel.
 #[derive(Clone, Copy)]
@@ -307,7 +309,7 @@ pub(crate) fn ids(keys: &[Identity]) -> Vec<NodeId> {
 }
 
 pub(crate) fn config(net: &Net, key: &Identity, membership: &Arc<Membership>, seed: u64) -> QuicConfig {
-    let hash_of: HashOf = Arc::new(|topic| (topic == TOPIC).then_some(HashKind::Blake3));
+    let hash_of: HashOf = Arc::new(|topic| [TOPIC, OTHER].contains(&topic).then_some(HashKind::Blake3));
     QuicConfig::new(key.clone(), membership.clone(), 0, hash_of, seed, net.epoch)
 }
 
