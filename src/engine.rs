@@ -19,6 +19,7 @@ mod peer;
 mod pushes;
 mod standing;
 mod topic;
+mod trace;
 mod turns;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -28,7 +29,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::config::{Limits, TopicConfig};
-use crate::metrics::EngineCounters;
+use crate::metrics::{EngineCounters, Happening, Journal, Stage, TopicCounters};
 use crate::proto::{Fault, Fetch, FetchEffect, FetchLimits, Score, ViewEffect};
 use crate::types::{
     ArtifactId, Attribute, ConnectionNumber, IdMap, Instant, KeyedState, NodeId, PeerIndex, PerClass, Rng,
@@ -38,6 +39,7 @@ use crate::wire::{BatchBuilder, CloseCode, Frame, Hello, Open, Refusal, Refused,
 
 pub use admission::Judged;
 pub use census::{ArtifactState, Census};
+pub use trace::{Trace, TracedPeer};
 
 use peer::Boot;
 use topic::Topic;
@@ -68,6 +70,8 @@ pub enum Command {
         body: Verified,
         /// What filters may look at.
         attribute: Attribute,
+        /// When the replica asked for it.
+        since: Instant,
     },
     /// End an active artifact.
     Abort {
@@ -186,6 +190,8 @@ pub type Effects = Vec<Effect>;
 #[derive(Debug)]
 struct Link {
     connection: Option<ConnectionNumber>,
+    /// Since when it stands.
+    since: Instant,
     /// Frames that precede everything else. At most one per topic and kind, and what names the slots that are held of the peer,
     /// about two bytes for each.
     control: VecDeque<Frame>,
@@ -198,7 +204,7 @@ struct Link {
     /// Requests that wait for their turn; as many as the peer may have streams open.
     replies: PerClass<VecDeque<(StreamKey, TopicId, ArtifactId)>>,
     /// Streams of ours that carry a body now.
-    carrying: BTreeMap<StreamKey, ArtifactId>,
+    carrying: BTreeMap<StreamKey, (TopicId, ArtifactId)>,
     /// Streams on which the peer pushes a body now.
     arriving: BTreeMap<StreamKey, (TopicId, ArtifactId)>,
 }
@@ -207,6 +213,7 @@ impl Link {
     fn new() -> Link {
         Link {
             connection: None,
+            since: Instant::ZERO,
             control: VecDeque::new(),
             refusals: VecDeque::new(),
             greeted: false,
@@ -244,6 +251,7 @@ pub struct Engine {
     next_push: u64,
     rng: Rng,
     counters: EngineCounters,
+    journal: Journal,
 }
 
 const _: () = assert!(size_of::<Refused>() as u64 <= Limits::REFUSED_BYTES);
@@ -281,6 +289,7 @@ impl Engine {
             next_push: 0,
             rng,
             counters: EngineCounters::default(),
+            journal: Journal::default(),
             config,
         }
     }
@@ -317,7 +326,7 @@ impl Engine {
     ) {
         self.handle_disconnected(peer, now, fx);
         let Some(link) = self.links.get_mut(peer.index()) else { return };
-        link.connection = Some(connection);
+        (link.connection, link.since) = (Some(connection), now);
         self.greet(peer);
         self.fetch.handle_connected(peer);
     }
@@ -329,7 +338,7 @@ impl Engine {
             return;
         }
         let Link { carrying, arriving, .. } = std::mem::replace(link, Link::new());
-        for (key, id) in carrying {
+        for (key, (_, id)) in carrying {
             self.forget_carried(&id, peer, key);
         }
         for topic in &mut self.topics {
@@ -347,10 +356,13 @@ impl Engine {
     /// Hands in a command of the replica.
     pub fn handle_command(&mut self, command: Command, now: Instant, fx: &mut Effects) {
         match command {
-            Command::Broadcast { topic, body, attribute } => {
+            Command::Broadcast { topic, body, attribute, since } => {
                 let bytes = body.bytes().len() as u64;
                 match self.index_of(topic) {
-                    Some(index) => self.broadcast(index, body, attribute, now, fx),
+                    Some(index) => {
+                        self.record(index, Stage::Ingress, since, now);
+                        self.broadcast(index, body, attribute, now, fx);
+                    }
                     None => fx.push(Effect::Freed { topic, bytes }),
                 }
             }
@@ -413,14 +425,21 @@ impl Engine {
     }
 
     /// The next event for a topic's consumer. To be called only when its queue has room.
-    pub fn poll_event(&mut self, topic: TopicId) -> Option<Event> {
+    pub fn poll_event(&mut self, topic: TopicId, now: Instant) -> Option<Event> {
+        self.poll_waiting(topic, now).map(|(event, _)| event)
+    }
+
+    /// The same; of a delivery, also since when its body is here.
+    pub fn poll_waiting(&mut self, topic: TopicId, now: Instant) -> Option<(Event, Option<Instant>)> {
         let index = self.index_of(topic)?;
+        let id = topic;
         let (topic, members) = (self.topics.get_mut(index)?, &self.config.members);
         let event = topic.poll_event(|peer| members.get(peer.index()).copied());
-        match &event {
+        match event.as_ref().map(|(event, _)| event) {
             Some(Event::Delivered { artifact, .. }) => {
                 self.counters.delivered += 1;
                 self.counters.delivered_bytes += artifact.bytes.len() as u64;
+                self.journal.note(now, id, &artifact.id, Happening::Delivered, None);
             }
             Some(Event::Withdrawn { .. }) => self.counters.withdrawn += 1,
             Some(Event::Refused { .. }) | None => (),
@@ -445,6 +464,12 @@ impl Engine {
 
     fn index_of(&self, topic: TopicId) -> Option<usize> {
         self.topics.binary_search_by_key(&topic, Topic::id).ok()
+    }
+
+    fn count(&mut self, index: usize, count: impl FnOnce(&mut TopicCounters)) {
+        if let Some(topic) = self.topics.get_mut(index) {
+            count(&mut topic.counters);
+        }
     }
 
     fn forget_carried(&mut self, id: &ArtifactId, peer: PeerIndex, key: StreamKey) {

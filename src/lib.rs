@@ -45,6 +45,10 @@
 //! questions and takes verdicts, and meanwhile the artifact waits by name. Whoever has no room to broadcast is told so, or waits
 //! in line ([`Topic::broadcast_wait`], [`Topic::broadcast_async`]).
 //!
+//! Where time goes is measured by stage, in histograms of each topic and class that a lane writes and anyone reads in place
+//! ([`Node::stages`]); what happens to artifacts is counted by topic ([`Topic::stats`]) and noted in a ring of each lane
+//! ([`Topic::trace`]).
+//!
 //! A node is S lanes; artifact `id` belongs to lane `id mod S` on every member, so on the data path nothing crosses cores. An
 //! executor is one pinned thread that turns its lanes one after another over one io_uring and parks inside that ring.
 //!
@@ -88,11 +92,12 @@ pub mod node;
 pub mod sim;
 
 pub use config::{Advert, FilterThread, Limits, Settings, TopicConfig, Verdict};
-pub use engine::{Artifact, Event};
+pub use engine::{Artifact, ArtifactState, Event, TracedPeer};
+pub use metrics::{Happening, Stage, StageTime, StageTimes};
 pub use node::{
     BroadcastError, Broadcasting, CommandError, Config, Consumer, Deliveries, Disposition, ExecutorConfig,
     Executors, FilterStats, KeyFile, Node, PeerLag, RecvError, RegistryFile, RegistrySource, StartError,
-    Stats, Topic, TopicError,
+    Stats, Topic, TopicError, TopicReport, TopicStats, Trace, TraceError, TraceEvent,
 };
 pub use quic::Identity;
 pub use types::{

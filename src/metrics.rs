@@ -1,4 +1,12 @@
-//! Plain counters, counted locally by each lane and published in housekeeping.
+//! Plain counters, counted locally by each lane and published in housekeeping; how long artifacts wait where; and
+//! what happened to them.
+
+mod journal;
+mod stages;
+
+pub use journal::{Happening, Journal};
+pub(crate) use stages::Histogram;
+pub use stages::{Stage, StageTime, StageTimes, Stages};
 
 /// Declares a struct of `u64` counters with one table of names, a merge and a difference.
 macro_rules! counters {
@@ -89,6 +97,66 @@ counters! {
         updates_unknown_topic,
         /// Connections closed because the peer broke the protocol.
         faults,
+    }
+}
+
+counters! {
+    /// What happened to one topic's artifacts, since it was opened.
+    TopicCounters {
+        /// Artifacts that the replica broadcast.
+        broadcasts,
+        /// Broadcasts that were answered with `Full` or `Busy`.
+        broadcasts_refused,
+        /// Of the broadcast and the relayed, those that it aborted.
+        aborts,
+        /// Artifacts that the replica validated, and that this node relays.
+        relays,
+        /// Updates sent with a body, one for each peer.
+        pushes_sent,
+        /// Updates sent without a body, one for each peer.
+        adverts_sent,
+        /// Slots cleared at a peer.
+        clears_sent,
+        /// Requests sent.
+        requests_sent,
+        /// Requests answered with a body.
+        replies_sent,
+        /// Bodies abandoned while they were being sent.
+        resets_sent,
+        /// Bodies that arrived whole, needed or not.
+        bodies_received,
+        /// Bodies that arrived and found no room; they are fetched again later.
+        bodies_dropped,
+        /// Updates of ours that a peer refused for its limit, repeated and false ones too.
+        refused_by_peers,
+        /// Updates of peers refused here for a limit.
+        updates_refused,
+        /// Artifacts handed to the replica.
+        delivered,
+        /// Their bytes.
+        delivered_bytes,
+        /// Artifacts whose last advertiser went, as told to the replica.
+        withdrawn,
+    }
+}
+
+counters! {
+    /// What one topic holds at a moment.
+    TopicGauges {
+        /// Artifacts that are broadcast or relayed from here.
+        active,
+        /// Bytes of their bodies.
+        active_bytes,
+        /// Slots of which connected peers must still be told, summed over them; [`Topic::lag`](crate::Topic::lag) tells of each.
+        backlog,
+        /// Artifacts that the filter wants later.
+        later,
+        /// Artifacts whose body is here and waits in a lane, for the consumer's queue is full.
+        waiting,
+        /// Events in the consumer's queue.
+        queued,
+        /// Bytes of received bodies that are neither validated nor released.
+        pending_bytes,
     }
 }
 

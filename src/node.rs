@@ -15,6 +15,7 @@ mod lane;
 mod registry;
 mod stats;
 mod topic;
+mod trace;
 
 pub mod io;
 pub mod preflight;
@@ -27,4 +28,5 @@ pub use handle::{Config, Node, StartError, TopicError};
 pub use keyfile::{KeyFile, KeyFileError};
 pub use registry::{Record, RegistryError, RegistryFile, RegistrySource, parse_address};
 pub use stats::Stats;
-pub use topic::{BroadcastError, Broadcasting, CommandError, PeerLag, Topic};
+pub use topic::{BroadcastError, Broadcasting, CommandError, PeerLag, Topic, TopicReport, TopicStats};
+pub use trace::{Trace, TraceError, TraceEvent};

@@ -57,9 +57,10 @@ use tls::Tls;
 
 pub(crate) use handshake::{Handshakes, alert_of, identity_of};
 
+use crate::metrics::Stages;
 use crate::types::{
-    Classes, ConnectionNumber, Ecn, Instant, Membership, NodeId, PeerIndex, Received, Rng, StreamKey,
-    Transmit,
+    Classes, ConnectionNumber, Ecn, Instant, Membership, NodeId, PeerIndex, PerClass, Received, Rng,
+    StreamKey, Transmit,
 };
 use crate::wire::{CloseCode, Incoming, Outgoing};
 
@@ -222,6 +223,11 @@ impl Quic {
     /// This node's id.
     pub fn id(&self) -> NodeId {
         self.config.identity.id()
+    }
+
+    /// How long streams wait, by class.
+    pub fn stages(&self) -> &Arc<PerClass<Stages>> {
+        &self.shared.stages
     }
 
     /// Begins a turn of the lane: every connection may transmit its share again.
@@ -509,7 +515,8 @@ impl Quic {
         self.links.get(self.peers.get(peer.index())?.live?)?.as_deref()
     }
 
-    fn set_now(&mut self, now: Instant) {
+    /// Hands in the time, which every call that takes `now` does, too.
+    pub fn set_now(&mut self, now: Instant) {
         self.shared.now = now;
         self.clock.set(now);
     }

@@ -62,6 +62,12 @@ const CONFIG: &str =
     "registry = \"registry.toml\"\nkey = \"key.pem\"\ninbox = \"inbox\"\noutbox = \"outbox\"\n";
 const CHECK: &str = "node --check-config --config node.toml";
 
+const LONG_SOCKET: &str = concat!(
+    "admin = \"",
+    "a234567890b234567890c234567890d234567890e234567890f234567890g234567890h234567890i234567890j234567890",
+    "\"\n"
+);
+
 /// Permissions do not bind root, so what they refuse cannot be shown to it.
 fn is_root() -> bool {
     fs::metadata("/proc/self").unwrap().uid() == 0
@@ -218,6 +224,12 @@ fn a_bad_configuration_is_placed_by_line_and_column() {
         ("artifact_bytes = 1\n", "node.toml:5:18: artifact_bytes is 1; allowed is 1024"),
         ("active_files = 0\n", "node.toml:5:16: topic 1: slots is 0; allowed is 1 to"),
         ("relay_seconds = 100000\n", "node.toml:5:17: 100000 is too much; at most 86400"),
+        (
+            "admin = \"gone/node.sock\"\n",
+            "node.toml:5:9: gone/node.sock: no name in a folder that is there; make the folder",
+        ),
+        ("admin = \"..\"\n", "node.toml:5:9: ..: no name in a folder that is there"),
+        (LONG_SOCKET, "node.toml:5:9: the path of the admin socket has 100 bytes; at most 88 are allowed"),
         ("cores = [0, 0]\n", "node.toml:5:9: cores names each core once"),
         ("cores = [1000]\n", "node.toml:5:9: core 1000 is not among those"),
         ("cores = []\n", "node.toml:5:9: cores names each core once, and one at least"),
@@ -322,4 +334,19 @@ fn a_folder_comes_to_every_node() {
             assert!(copy == fs::read(desk.path(&format!("in/{name}"))).unwrap(), "{name} at node {node}");
         }
     }
+}
+
+#[test]
+fn questions_to_a_node_that_is_not_there_are_answered_in_one_line() {
+    let desk = Desk::new();
+    let id = "ab".repeat(32);
+    desk.fails("stats", 64, "--socket <PATH>");
+    desk.fails(&format!("trace {id}"), 64, "--socket <PATH>");
+    desk.fails("trace abc --socket node.sock", 64, "abc");
+    desk.fails("stats --socket node.sock", 66, "node.sock: there is no such socket; name the socket that");
+    desk.fails(&format!("trace {id} --socket node.sock"), 66, "node.sock: there is no such socket");
+    drop(std::os::unix::net::UnixListener::bind(desk.path("left.sock")).unwrap());
+    desk.fails("stats --socket left.sock", 69, "left.sock: no node answers; start it, or name its socket");
+    let long = "a".repeat(200);
+    desk.fails(&format!("stats --socket {long}"), 64, "SUN_LEN");
 }

@@ -62,8 +62,8 @@ impl World {
 
     fn broadcast(&mut self, node: usize, topic: TopicId, body: &[u8]) -> ArtifactId {
         let body = Verified::hash(HashKind::Blake3, Bytes::copy_from_slice(body));
-        let (id, attribute) = (body.id(), Attribute::EMPTY);
-        self.command(node, Command::Broadcast { topic, body, attribute });
+        let (id, attribute, since) = (body.id(), Attribute::EMPTY, self.now);
+        self.command(node, Command::Broadcast { topic, body, attribute, since });
         id
     }
 
@@ -184,7 +184,7 @@ impl Lane {
             }
         }
         for topic in [TOPIC, URGENT] {
-            while let Some(event) = self.engine.poll_event(topic) {
+            while let Some(event) = self.engine.poll_event(topic, now) {
                 match event {
                     Event::Delivered { artifact, .. } => *self.delivered.entry(artifact.id).or_default() += 1,
                     Event::Withdrawn { id } => drop(self.withdrawn.insert(id)),

@@ -59,7 +59,7 @@ fn a_body_that_lost_its_room_takes_it_back_when_it_comes() {
     }
     assert_eq!(lane.asked(SILENT, Duration::from_secs(3)).len(), 64);
     lane.engine.handle_link(HONEST, Incoming::Pushed { key, head, body }, lane.now, &mut Effects::new());
-    assert!(matches!(lane.engine.poll_event(TOPIC), Some(Event::Delivered { .. })));
+    assert!(matches!(lane.engine.poll_event(TOPIC, lane.now), Some(Event::Delivered { .. })));
 }
 
 #[test]
@@ -88,7 +88,7 @@ fn small_pushes_do_not_take_all_room_from_what_is_larger() {
     }
     let (mut held, wanted) = (VecDeque::new(), lane.name_sized(HONEST, 0, 2 * SIZE));
     for number in 64..1000 {
-        while let Some(Event::Delivered { artifact, .. }) = lane.engine.poll_event(TOPIC) {
+        while let Some(Event::Delivered { artifact, .. }) = lane.engine.poll_event(TOPIC, lane.now) {
             held.push_back(artifact.id);
         }
         // The replica lets one go, and another is pushed.
@@ -106,7 +106,7 @@ fn small_pushes_do_not_take_all_room_from_what_is_larger() {
 fn what_the_replica_holds_in_the_way_of_a_large_one_does_not_keep_others_out_for_long() {
     let mut lane = Lane::new();
     lane.say(SILENT, 0, 1, small_push(0, 8));
-    assert!(matches!(lane.engine.poll_event(TOPIC), Some(Event::Delivered { .. })));
+    assert!(matches!(lane.engine.poll_event(TOPIC, lane.now), Some(Event::Delivered { .. })));
     lane.name_sized(SILENT, 1, 64 * SIZE);
     let first = lane.name(HONEST, 0);
     assert_eq!(lane.asked(HONEST, Duration::from_secs(2)), [first]);

@@ -28,7 +28,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("wire", &["types"]),
     ("sync", &["types"]),
     ("metrics", &["types"]),
-    ("config", &["types", "wire"]),
+    ("config", &["types", "wire", "metrics"]),
     ("proto", &["types", "wire", "sync", "metrics", "config"]),
     ("engine", &["types", "wire", "sync", "metrics", "config", "proto"]),
     ("quic", &["types", "wire", "metrics"]),

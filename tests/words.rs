@@ -78,7 +78,7 @@ fn a_push_goes_on_beside_a_hanging_one_which_ends_with_it() {
     let mut fx = Effects::new();
     lane.engine.handle_link(HONEST, Incoming::Pushed { key, head, body }, lane.now, &mut fx);
     assert_eq!(fx, [Effect::Reset { peer: SILENT, key: hanging }]);
-    assert!(matches!(lane.engine.poll_event(TOPIC), Some(Event::Delivered { .. })));
+    assert!(matches!(lane.engine.poll_event(TOPIC, lane.now), Some(Event::Delivered { .. })));
     assert_eq!(lane.engine.census().arriving, 0);
     assert_eq!(lane.asked(HONEST, HOUR), []);
 }
@@ -181,7 +181,8 @@ fn a_verdict_on_what_was_withdrawn_or_is_active_does_nothing() {
     lane.say(HONEST, 1, 3, advert(body.id(), SIZE));
     let question = lane.engine.poll_question(TOPIC).unwrap();
     let id = body.id();
-    let broadcast = Command::Broadcast { topic: TOPIC, body, attribute: Attribute::EMPTY };
+    let (attribute, since) = (Attribute::EMPTY, lane.now);
+    let broadcast = Command::Broadcast { topic: TOPIC, body, attribute, since };
     lane.engine.handle_command(broadcast, lane.now, &mut Effects::new());
     answer(&mut lane, &question, Verdict::Discard);
     assert_eq!(lane.engine.state_of(TOPIC, &id), Some(ArtifactState::Active));

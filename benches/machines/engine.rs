@@ -117,7 +117,7 @@ impl Node {
     fn consume(&mut self) -> usize {
         let mut delivered = 0;
         for topic in (1..=TOPICS).map(TopicId) {
-            while let Some(event) = self.engine.poll_event(topic) {
+            while let Some(event) = self.engine.poll_event(topic, self.now) {
                 if let Event::Delivered { artifact, .. } = event {
                     delivered += 1;
                     self.command(Command::Release { topic, id: artifact.id });
@@ -155,7 +155,8 @@ impl Publisher {
     fn broadcast(&mut self, topic: TopicId, len: usize) -> ArtifactId {
         let body = Verified::hash(HashKind::Blake3, self.node.fresh_body(len));
         let id = body.id();
-        self.node.command(Command::Broadcast { topic, body, attribute: Attribute::EMPTY });
+        let (attribute, since) = (Attribute::EMPTY, self.node.now);
+        self.node.command(Command::Broadcast { topic, body, attribute, since });
         id
     }
 

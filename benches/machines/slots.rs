@@ -3,7 +3,7 @@
 use std::hint::black_box;
 
 use corecast::proto::{Active, Origin, SlotLimits, Slots};
-use corecast::types::{ArtifactId, Attribute, Class, PeerIndex, Rng};
+use corecast::types::{ArtifactId, Attribute, Class, Instant, PeerIndex, Rng};
 use corecast::wire::MAX_SLOTS;
 
 use super::operations::{Scale, Work};
@@ -51,7 +51,8 @@ impl Table {
 
     fn broadcast(&mut self) -> ArtifactId {
         let id = fresh_id(&mut self.rng);
-        let active = Active { id, size: 1024, attribute: Attribute::EMPTY, origin: Origin::Own };
+        let (attribute, origin, since) = (Attribute::EMPTY, Origin::Own, Instant::ZERO);
+        let active = Active { id, size: 1024, attribute, origin, since };
         assert!(self.slots.handle_broadcast(active).is_ok());
         id
     }

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use crate::metrics::{Journal, Stages};
 use crate::types::{PerClass, Weights, largest_stream_window};
 use crate::wire::{MAX_BATCH, MAX_FRAME};
 
@@ -225,6 +226,8 @@ impl Limits {
         let streams = 3 * u64::from(self.bidi_streams) + u64::from(self.uni_streams);
         let words = streams * Self::STREAM_BYTES + Self::REFUSALS as u64 * Self::REFUSED_BYTES;
         line(format!("streams and refusals by name ({links} links)"), links * words);
+        line("journals of what happened last".to_owned(), lanes * Journal::BYTES);
+        line("histograms of links".to_owned(), lanes * 4 * Stages::BYTES);
         line("commands that wait".to_owned(), lanes * 4 * settings.commands as u64 * 128);
         line("batches being sent".to_owned(), links * 4 * MAX_FRAME as u64);
         lines
@@ -247,6 +250,7 @@ impl Limits {
         // A lane that finds room offers one body, however large.
         let bodies = topic.pending_bytes + lanes * u64::from(self.artifact_bytes);
         line(format!("topic {}: event queue", topic.name), topic.queue as u64 * 192 + bodies);
+        line(format!("topic {}: histograms", topic.name), (lanes + 1) * Stages::BYTES);
     }
 
     /// The worst case, line by line.

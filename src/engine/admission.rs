@@ -1,6 +1,7 @@
 //! What becomes of artifacts whose advertisers' words the filter is asked about again, or elsewhere.
 
 use crate::config::{Advert, Verdict};
+use crate::metrics::Happening;
 use crate::proto::Question;
 use crate::types::{ArtifactId, Instant, NodeId, TopicId};
 
@@ -80,13 +81,15 @@ impl Engine {
         for (Advert { id, .. }, _) in wanted {
             if later(topic, &id) {
                 topic.admission.forget(&id);
-                topic.starve(&id);
+                topic.starve(&id, now);
+                self.journal.note(now, topic.id(), &id, Happening::Wanted, None);
             }
         }
         // Unless somebody's word is good enough.
         for (Advert { id, .. }, _) in discarded {
             if later(topic, &id) && !topic.admission.remembers(&id) {
-                topic.advance(&id, Stage::Discarded);
+                topic.advance(&id, Stage::Discarded, now);
+                self.journal.note(now, topic.id(), &id, Happening::Discarded, None);
             }
         }
         self.feed(index, now);

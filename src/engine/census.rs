@@ -1,7 +1,10 @@
 //! What an engine holds at this moment, for whoever watches over its promises: tests, the simulator, an operator.
 
 use std::collections::BTreeSet;
+use std::fmt;
+use std::sync::Arc;
 
+use crate::metrics::{Stages, TopicCounters, TopicGauges};
 use crate::proto::{Active, Asked};
 use crate::types::{ArtifactId, PeerIndex, PerClass, Slot, TopicId, Version};
 
@@ -25,6 +28,20 @@ pub enum ArtifactState {
     Released,
     /// Broadcast or relayed from here.
     Active,
+}
+
+impl fmt::Display for ArtifactState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            ArtifactState::Wanted => "wanted",
+            ArtifactState::Later => "later",
+            ArtifactState::Discarded => "discarded",
+            ArtifactState::Ready => "ready",
+            ArtifactState::Delivered => "delivered",
+            ArtifactState::Released => "released",
+            ArtifactState::Active => "active",
+        })
+    }
 }
 
 /// How many things an engine holds. After everything was aborted, released and settled, all are 0.
@@ -107,6 +124,16 @@ impl Engine {
         })
     }
 
+    /// What was counted of a topic, and what it holds; `backlog`: the sum over connected peers of [`Engine::lags`].
+    pub fn topic_figures(&self, topic: TopicId, backlog: usize) -> (TopicCounters, TopicGauges) {
+        self.topic(topic).map(|topic| (topic.counters, topic.gauges(backlog))).unwrap_or_default()
+    }
+
+    /// How long a topic's artifacts wait.
+    pub fn stages(&self, topic: TopicId) -> Option<&Arc<Stages>> {
+        self.topic(topic).map(|topic| &topic.stages)
+    }
+
     /// Bodies being fetched.
     pub fn fetches(&self) -> usize {
         self.fetch.len()
@@ -164,7 +191,7 @@ impl Engine {
         Some((slot, slots.get_slot(slot)?.0))
     }
 
-    fn topic(&self, topic: TopicId) -> Option<&Topic> {
+    pub(super) fn topic(&self, topic: TopicId) -> Option<&Topic> {
         self.topics.get(self.index_of(topic)?)
     }
 }

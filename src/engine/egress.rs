@@ -1,7 +1,8 @@
 //! What a peer is told next, built when its link has room: urgent before bulk, words before bodies.
 
+use crate::metrics::{EngineCounters, Happening, Stage, TopicCounters};
 use crate::proto::{Origin, Told};
-use crate::types::{ArtifactId, Class, Classes, Instant, PeerIndex, StreamKey};
+use crate::types::{ArtifactId, Class, Classes, Instant, PeerIndex, StreamKey, TopicId};
 use crate::wire::{
     BatchBuilder, Change, FRAME_HEADER, FetchRequest, Frame, MAX_FRAME, Outgoing, PushHead, Reply, Update,
 };
@@ -53,14 +54,18 @@ impl Engine {
                 let limit = request.size;
                 self.requests.insert(request.key, (peer, request.topic, request.id));
                 self.counters.requests_sent += 1;
+                if let Some(index) = self.index_of(request.topic) {
+                    self.count(index, |topic| topic.requests_sent += 1);
+                }
+                self.note(now, request.topic, &request.id, Happening::Requested, Some(peer));
                 let (key, class) = (request.key, request.class);
                 let request = FetchRequest { topic: request.topic, id: request.id };
                 return Some(Outgoing::Fetch { class, key, request, limit });
             }
-            if let Some(updates) = self.updates(peer, class, bodies) {
+            if let Some(updates) = self.updates(peer, class, bodies, now) {
                 return Some(updates);
             }
-            if bodies && let Some(reply) = self.next_reply(peer, class) {
+            if bodies && let Some(reply) = self.next_reply(peer, class, now) {
                 return Some(reply);
             }
         }
@@ -91,10 +96,10 @@ impl Engine {
     }
 
     /// Updates of one class, as many as fit a batch.
-    fn updates(&mut self, peer: PeerIndex, class: Class, bodies: bool) -> Option<Outgoing> {
+    fn updates(&mut self, peer: PeerIndex, class: Class, bodies: bool, now: Instant) -> Option<Outgoing> {
         let mut batch = std::mem::take(&mut self.batch);
         batch.begin();
-        let alone = self.pack_all(peer, class, bodies, &mut batch);
+        let alone = self.pack_all(peer, class, bodies, now, &mut batch);
         let outgoing = alone.or_else(|| {
             // Words travel at least as `High`.
             let class = if bodies { class } else { class.min(Class::High) };
@@ -110,6 +115,7 @@ impl Engine {
         peer: PeerIndex,
         class: Class,
         bodies: bool,
+        now: Instant,
         batch: &mut BatchBuilder,
     ) -> Option<Outgoing> {
         for index in 0..self.topics.len() {
@@ -119,7 +125,7 @@ impl Engine {
             if topic.config().class != class || !has {
                 continue;
             }
-            match self.pack(index, peer, batch, bodies) {
+            match self.pack(index, peer, batch, bodies, now) {
                 Packed::All => (),
                 Packed::Stopped => break,
                 Packed::Alone(outgoing) => return Some(outgoing),
@@ -128,21 +134,34 @@ impl Engine {
         None
     }
 
-    fn pack(&mut self, index: usize, peer: PeerIndex, batch: &mut BatchBuilder, bodies: bool) -> Packed {
+    fn pack(
+        &mut self,
+        index: usize,
+        peer: PeerIndex,
+        batch: &mut BatchBuilder,
+        bodies: bool,
+        now: Instant,
+    ) -> Packed {
         let since = self.heard_since(peer);
+        let connected = self.links.get(peer.index()).map_or(now, |link| link.since);
         let (Some(topic), Some(since)) = (self.topics.get_mut(index), since) else { return Packed::All };
-        let id = topic.id();
-        let (view, slots, pool) = (&topic.view, &mut topic.slots, &topic.pool);
+        let (id, class) = (topic.id(), topic.config().class);
+        let (view, slots, pool, counted) = (&topic.view, &mut topic.slots, &topic.pool, &mut topic.counters);
+        let (stages, journal) = (&topic.stages, &mut self.journal);
+        let mut told = |artifact: &ArtifactId, since: Instant, how: Happening| {
+            stages.record(Stage::Table, connected.max(since), now);
+            journal.note(now, id, artifact, how, Some(peer));
+        };
         let knows = &mut |id: &ArtifactId| view.advertises_since(peer, since, id);
         while let Some(next) =
             if bodies { slots.next_update(peer, knows) } else { slots.next_word(peer, knows) }
         {
             let (slot, version) = (next.slot, next.version);
-            let change = match next.told {
-                Told::Clear => Change::Clear,
+            let (change, since) = match next.told {
+                Told::Clear => (Change::Clear, now),
                 Told::Advert(active) => {
                     let (relayed, attribute) = (active.origin == Origin::Relay, active.attribute.clone());
-                    Change::Advert { id: active.id, size: active.size, relayed, attribute }
+                    (Change::Advert { id: active.id, size: active.size, relayed, attribute }, active.since)
                 }
                 Told::Push(active) => {
                     let Some(body) = pool.get_validated(&active.id) else {
@@ -152,6 +171,8 @@ impl Engine {
                     let len = Update::push_len(&active.attribute, body.len());
                     if len <= FRAME_HEADER + MAX_FRAME && batch.fits(len) {
                         batch.push_body(id, slot, version, &active.attribute, body);
+                        told(&active.id, active.since, Happening::Pushed);
+                        counted.pushes_sent += 1;
                         self.counters.pushes_sent += 1;
                         continue;
                     }
@@ -159,9 +180,10 @@ impl Engine {
                         slots.put_back(peer, slot);
                         return Packed::Stopped;
                     }
-                    let (size, attribute) = (body.len() as u32, active.attribute.clone());
+                    let (size, attribute, body) = (body.len() as u32, active.attribute.clone(), body.clone());
                     let head = PushHead { topic: id, slot, version, id: active.id, size, attribute };
-                    let (class, body) = (topic.config().class, body.clone());
+                    told(&active.id, active.since, Happening::Pushed);
+                    counted.pushes_sent += 1;
                     return Packed::Alone(self.push_alone(peer, class, &head, body));
                 }
             };
@@ -169,16 +191,10 @@ impl Engine {
                 slots.put_back(peer, slot);
                 return Packed::Stopped;
             }
-            match &change {
-                Change::Advert { relayed: true, .. } => {
-                    self.counters.adverts_sent += 1;
-                    self.counters.relay_adverts_sent += 1;
-                    self.counters.relay_advert_bytes_sent += Update::encoded_len(&change) as u64;
-                }
-                Change::Advert { .. } => self.counters.adverts_sent += 1,
-                Change::Push { .. } => self.counters.pushes_sent += 1,
-                Change::Clear => self.counters.clears_sent += 1,
+            if let Change::Advert { id, .. } = &change {
+                told(id, since, Happening::Advertised);
             }
+            count_words(&change, &mut self.counters, counted);
             batch.push(&Frame::Update(Update { topic: id, slot, version, change }));
         }
         Packed::All
@@ -188,28 +204,51 @@ impl Engine {
         // Below the keys of fetches.
         let key = StreamKey(self.next_push);
         self.next_push += 1;
-        self.carry(peer, key, head.id);
+        self.carry(peer, key, head.topic, head.id);
         self.counters.pushes_sent += 1;
         Outgoing::Push { class, key, head: head.encode(), body }
     }
 
-    fn carry(&mut self, peer: PeerIndex, key: StreamKey, id: ArtifactId) {
+    fn carry(&mut self, peer: PeerIndex, key: StreamKey, topic: TopicId, id: ArtifactId) {
         if let Some(link) = self.links.get_mut(peer.index()) {
-            link.carrying.insert(key, id);
+            link.carrying.insert(key, (topic, id));
             self.carried.entry(id).or_default().push((peer, key));
         }
     }
 
-    fn next_reply(&mut self, peer: PeerIndex, class: Class) -> Option<Outgoing> {
+    fn next_reply(&mut self, peer: PeerIndex, class: Class, now: Instant) -> Option<Outgoing> {
         let (key, topic, id) =
             self.links.get_mut(peer.index()).and_then(|link: &mut Link| link.replies[class].pop_front())?;
-        let topic = self.index_of(topic).and_then(|index| self.topics.get(index));
-        let Some(body) = topic.and_then(|topic| topic.pool.get_validated(&id)).cloned() else {
+        let of = topic;
+        let mut topic = self.index_of(topic).and_then(|index| self.topics.get_mut(index));
+        let Some(body) = topic.as_ref().and_then(|topic| topic.pool.get_validated(&id)).cloned() else {
             self.counters.not_found_sent += 1;
             return Some(Outgoing::Reply { class, key, reply: Reply::NotFound });
         };
+        topic.iter_mut().for_each(|topic| topic.counters.replies_sent += 1);
         self.counters.replies_sent += 1;
-        self.carry(peer, key, id);
+        self.note(now, of, &id, Happening::Answered, Some(peer));
+        self.carry(peer, key, of, id);
         Some(Outgoing::Reply { class, key, reply: Reply::Found(body) })
+    }
+}
+
+/// Counts an update without a body.
+fn count_words(change: &Change, engine: &mut EngineCounters, topic: &mut TopicCounters) {
+    match change {
+        Change::Advert { relayed, .. } => {
+            engine.adverts_sent += 1;
+            topic.adverts_sent += 1;
+            if *relayed {
+                engine.relay_adverts_sent += 1;
+                engine.relay_advert_bytes_sent += Update::encoded_len(change) as u64;
+            }
+        }
+        Change::Clear => {
+            engine.clears_sent += 1;
+            topic.clears_sent += 1;
+        }
+        // It is counted where its body is.
+        Change::Push { .. } => (),
     }
 }

@@ -1,6 +1,7 @@
 //! What links and the replica bring: every event of an artifact's life, as a transition of its [`Stage`].
 
 use crate::config::{Advert, Limits, Verdict};
+use crate::metrics::Happening;
 use crate::proto::{Active, Claim, Fault, Heard, Origin, Outcome, ViewEffect};
 use crate::types::{ArtifactId, Attribute, Class, Instant, PeerIndex, StreamKey, Verified};
 use crate::wire::{
@@ -41,7 +42,7 @@ impl Engine {
             Incoming::Frame(Frame::Open(open)) => self.open(peer, open, fx),
             Incoming::Frame(Frame::Resync(resync)) => self.resync(peer, &resync, now, fx),
             Incoming::Frame(Frame::Update(update)) => self.update(peer, update, now, fx),
-            Incoming::Frame(Frame::Refused(refused)) => self.refused(peer, refused),
+            Incoming::Frame(Frame::Refused(refused)) => self.refused(peer, refused, now),
             Incoming::Frame(Frame::Held(held)) => self.held(peer, &held),
             Incoming::PushStarted { key, head } => self.push_started(peer, key, head, now, fx),
             Incoming::Pushed { key, head, body } => self.pushed(peer, key, &head, body, now, fx),
@@ -52,7 +53,7 @@ impl Engine {
             Incoming::Request { key, request } => self.request(peer, key, request),
             Incoming::Progress { key } => self.fetch.handle_progress(peer, key, now),
             Incoming::Reply { key, reply } => self.reply(peer, key, reply, now, fx),
-            Incoming::Sent { key, .. } => self.sent(peer, key),
+            Incoming::Sent { key, whole } => self.sent(peer, key, whole, now),
             Incoming::Fault(_) => {
                 self.counters.faults += 1;
                 self.blame(peer, Fault::Protocol, now);
@@ -62,10 +63,15 @@ impl Engine {
     }
 
     /// A stream that carried a body to a peer is over, or one on which it was to be answered.
-    fn sent(&mut self, peer: PeerIndex, key: StreamKey) {
+    fn sent(&mut self, peer: PeerIndex, key: StreamKey, whole: bool, now: Instant) {
         let Some(link) = self.links.get_mut(peer.index()) else { return };
         match link.carrying.remove(&key) {
-            Some(id) => self.forget_carried(&id, peer, key),
+            Some((topic, id)) => {
+                self.forget_carried(&id, peer, key);
+                if whole {
+                    self.note(now, topic, &id, Happening::Acknowledged, Some(peer));
+                }
+            }
             None => link.replies.0.iter_mut().for_each(|queue| queue.retain(|(asked, ..)| *asked != key)),
         }
     }
@@ -104,6 +110,7 @@ impl Engine {
             }
             Change::Push { attribute, body } => {
                 let (id, size) = (body.id(), body.bytes().len() as u32);
+                self.count(index, |topic| topic.bodies_received += 1);
                 self.counters.bodies_received += 1;
                 self.counters.body_bytes_received += u64::from(size);
                 Told { peer, id, size, attribute, relayed: false, body: Coming::Here(body) }
@@ -153,6 +160,9 @@ impl Engine {
 
     fn refuse(&mut self, peer: PeerIndex, refused: Refused, now: Instant) {
         self.counters.updates_refused += 1;
+        if let Some(index) = self.index_of(refused.topic) {
+            self.count(index, |topic| topic.updates_refused += 1);
+        }
         self.blame(peer, Fault::OverLimit, now);
         let Some(link) = self.links.get_mut(peer.index()) else { return };
         if link.refusals.len() < Limits::REFUSALS {
@@ -193,6 +203,10 @@ impl Engine {
     /// A peer names an artifact in a slot of its table.
     fn advertised(&mut self, index: usize, told: Told, now: Instant, fx: &mut Effects) {
         let Some(topic) = self.topics.get_mut(index) else { return };
+        // A body that comes with the word is noted as such.
+        if let Coming::OnRequest | Coming::On(_) = &told.body {
+            self.journal.note(now, topic.id(), &told.id, Happening::Heard, Some(told.peer));
+        }
         let id = told.id;
         match (topic.hear(&id, told.peer, told.size, told.relayed), told.body) {
             (before @ (None | Some(Stage::Later | Stage::Discarded)), body) => {
@@ -229,10 +243,11 @@ impl Engine {
         let advert = Advert { topic: topic.id(), id, size, attribute, from };
         let verdict = topic.admission.judge(&advert);
         self.counters.filter_panics += topic.admission.panics() - panics;
-        let fresh = Entry::new(Stage::Starved, size, advert.attribute, relayed);
+        let fresh = Entry::new(Stage::Starved, size, advert.attribute, relayed, now);
         let body = match (verdict, before, body) {
             (Verdict::Want, None, Coming::Here(body)) if topic.may_take(size, now) => {
-                return topic.take_in(body, fresh, peer);
+                topic.take_in(body, fresh, peer);
+                return self.note_at(now, index, &id, Happening::Arrived, Some(peer));
             }
             (.., body) => body,
         };
@@ -250,15 +265,21 @@ impl Engine {
         }
         // What others said of its size still counts.
         let entry = match before.and_then(|_| topic.entry(&id)) {
-            Some(known) => Entry { attribute: fresh.attribute, ..known.clone().at(stage) },
+            Some(known) => {
+                let since = topic.passed(known, stage, now);
+                Entry { attribute: fresh.attribute, since, ..known.clone().at(stage) }
+            }
             None => fresh.at(stage),
         };
         topic.enter(id, entry);
         topic.promise(&id, now);
+        if let Some(judged) = judged(stage, before) {
+            self.journal.note(now, topic.id(), &id, judged, Some(peer));
+        }
         match (stage, body) {
             (Stage::Starved, Coming::Here(body)) => self.arrived(index, peer, body, now, fx),
             (Stage::Starved, Coming::OnRequest) => {
-                topic.starve(&id);
+                topic.starve(&id, now);
                 if topic.fits(&id) {
                     self.feed(index, now);
                 }
@@ -271,7 +292,7 @@ impl Engine {
             (_, Coming::Here(_)) => self.counters.bodies_unneeded += 1,
             (_, Coming::On(key)) => {
                 if stage == Stage::Starved {
-                    topic.starve(&id);
+                    topic.starve(&id, now);
                 }
                 self.stop_push(peer, key, fx);
             }
@@ -291,7 +312,7 @@ impl Engine {
                 }
                 continue;
             };
-            topic.advance(&id, Stage::Fetching);
+            topic.advance(&id, Stage::Fetching, now);
             topic.promise(&id, now);
             // A relay's advert may overtake the maker's push.
             let pushed = topic.entry(&id).is_some_and(|entry| {
@@ -329,11 +350,14 @@ impl Engine {
         let attribute = topic.entry(&id).map_or(Attribute::EMPTY, |entry| entry.attribute.clone());
         let fits = topic.take_room(&id, size, now);
         if fits && topic.pool.insert_received(id, body.into_bytes(), attribute, peer).is_ok() {
-            topic.advance(&id, Stage::Ready);
+            topic.advance(&id, Stage::Ready, now);
+            self.note_at(now, index, &id, Happening::Arrived, Some(peer));
         } else {
             topic.prove(&id, size);
-            topic.starve(&id);
+            topic.starve(&id, now);
+            topic.counters.bodies_dropped += 1;
             self.counters.bodies_dropped += 1;
+            self.note_at(now, index, &id, Happening::Dropped, Some(peer));
         }
         self.feed(index, now);
     }
@@ -362,6 +386,7 @@ impl Engine {
         if let Some(topic) = self.topics.get_mut(index) {
             topic.leave(&id);
         }
+        self.note_at(now, index, &id, Happening::Withdrawn, None);
         self.feed(index, now);
     }
 
@@ -397,6 +422,7 @@ impl Engine {
             return;
         };
         let Some(index) = self.index_of(topic) else { return };
+        self.count(index, |topic| topic.bodies_received += 1);
         self.counters.bodies_received += 1;
         self.counters.body_bytes_received += body.bytes().len() as u64;
         match self.stage(index, &id) {
@@ -428,7 +454,7 @@ impl Engine {
         if before.is_some() {
             topic.pool.remove(&id);
         }
-        let active = Active { id, size, attribute: attribute.clone(), origin: Origin::Own };
+        let active = Active { id, size, attribute: attribute.clone(), origin: Origin::Own, since: now };
         if topic.pool.insert_own(id, body.into_bytes(), attribute.clone()).is_err()
             || topic.slots.handle_broadcast(active).is_err()
         {
@@ -437,8 +463,10 @@ impl Engine {
             topic.pool.remove(&id);
             return fx.push(refused);
         }
-        topic.enter(id, Entry { proven: true, ..Entry::new(Stage::Active, size, attribute, false) });
+        topic.enter(id, Entry { proven: true, ..Entry::new(Stage::Active, size, attribute, false, now) });
+        topic.counters.broadcasts += 1;
         self.counters.broadcasts += 1;
+        self.note_at(now, index, &id, Happening::Broadcast, None);
         self.feed(index, now);
     }
 
@@ -450,16 +478,19 @@ impl Engine {
         let bytes = topic.end(id);
         fx.push(Effect::Freed { topic: topic.id(), bytes });
         if topic.view.is_advertised(id) {
-            topic.advance(id, Stage::Released);
+            topic.advance(id, Stage::Released, now);
         } else {
             topic.leave(id);
         }
+        topic.counters.aborts += 1;
         self.counters.aborts += 1;
+        self.note_at(now, index, id, Happening::Aborted, None);
         let carried = if self.carried.is_empty() { None } else { self.carried.remove(id) };
         for (peer, key) in carried.into_iter().flatten() {
             if let Some(link) = self.links.get_mut(peer.index()) {
                 link.carrying.remove(&key);
             }
+            self.count(index, |topic| topic.resets_sent += 1);
             self.counters.resets_sent += 1;
             fx.push(Effect::Reset { peer, key });
         }
@@ -476,21 +507,34 @@ impl Engine {
             fx.push(freed);
             return self.release(index, id, now);
         };
-        let active = Active { id: *id, size, attribute: entry.attribute, origin: Origin::Relay };
-        if topic.slots.handle_broadcast(active).is_err() {
+        let (attribute, origin) = (entry.attribute, Origin::Relay);
+        if topic.slots.handle_broadcast(Active { id: *id, size, attribute, origin, since: now }).is_err() {
             debug_assert!(false, "a reserved relay found no slot");
             fx.push(freed);
             return self.release(index, id, now);
         }
-        topic.advance(id, Stage::Active);
+        topic.advance(id, Stage::Active, now);
+        topic.counters.relays += 1;
         self.counters.relays += 1;
+        self.note_at(now, index, id, Happening::Relayed, None);
         self.feed(index, now);
     }
 
     pub(super) fn release(&mut self, index: usize, id: &ArtifactId, now: Instant) {
         let Some(topic) = self.topics.get_mut(index) else { return };
         if topic.release(id) {
+            self.note_at(now, index, id, Happening::Released, None);
             self.feed(index, now);
         }
+    }
+}
+
+/// What of a verdict is worth a note: that something is wanted at first sight is not.
+fn judged(stage: Stage, before: Option<Stage>) -> Option<Happening> {
+    match (stage, before) {
+        (Stage::Later, _) => Some(Happening::Later),
+        (Stage::Discarded, _) => Some(Happening::Discarded),
+        (_, Some(_)) => Some(Happening::Wanted),
+        (_, None) => None,
     }
 }

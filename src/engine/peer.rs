@@ -1,7 +1,8 @@
 //! What a peer says of itself and of our tables: which start of it speaks, what it listens to, what it holds already, and what
 //! it refuses to hold.
 
-use crate::types::{ConnectionNumber, PeerIndex};
+use crate::metrics::Happening;
+use crate::types::{ConnectionNumber, Instant, PeerIndex};
 use crate::wire::{CloseCode, Frame, Held, Hello, Open, Refused};
 
 use super::{Effects, Engine, open_frame, resync_frame};
@@ -79,11 +80,15 @@ impl Engine {
         self.counters.slots_resumed += resumed.count() as u64;
     }
 
-    pub(super) fn refused(&mut self, peer: PeerIndex, refused: Refused) {
+    pub(super) fn refused(&mut self, peer: PeerIndex, refused: Refused, now: Instant) {
         self.counters.refused_by_peers += 1;
         let Refused { topic, slot, version, reason } = refused;
         if let Some(topic) = self.index_of(topic).and_then(|index| self.topics.get_mut(index)) {
-            topic.slots.handle_refused(peer, slot, version, reason);
+            topic.counters.refused_by_peers += 1;
+            let new = topic.slots.handle_refused(peer, slot, version, reason);
+            let id = topic.slots.get_slot(slot).map(|(_, active)| active.id).filter(|_| new);
+            let topic = topic.id();
+            id.iter().for_each(|id| self.note(now, topic, id, Happening::Refused, Some(peer)));
         }
     }
 }

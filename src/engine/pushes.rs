@@ -64,6 +64,7 @@ impl Engine {
             self.blame(peer, Fault::WrongBytes, now);
             return self.push_broken(peer, key, head.topic, head.id, now);
         }
+        self.count(index, |topic| topic.bodies_received += 1);
         self.counters.bodies_received += 1;
         self.counters.body_bytes_received += body.bytes().len() as u64;
         match self.stage(index, &head.id) {
@@ -86,7 +87,9 @@ impl Engine {
         let Some(index) = self.index_of(topic) else { return };
         let Some(topic) = self.topics.get_mut(index) else { return };
         match topic.stage(&id) {
-            Some(stage) if stage == (Stage::Arriving { peer, key }) => topic.advance(&id, Stage::Fetching),
+            Some(stage) if stage == (Stage::Arriving { peer, key }) => {
+                topic.advance(&id, Stage::Fetching, now)
+            }
             Some(Stage::Fetching) => (),
             _ => return,
         }
@@ -96,7 +99,7 @@ impl Engine {
     /// Who pushes a body may be slow on purpose, and others have it, too: those are due soon.
     pub(super) fn doubt(&mut self, index: usize, id: &ArtifactId, now: Instant) {
         let Some(topic) = self.topics.get_mut(index) else { return };
-        topic.advance(id, Stage::Fetching);
+        topic.advance(id, Stage::Fetching, now);
         let size = topic.entry(id).map_or(0, |entry| u64::from(entry.size));
         let push = Duration::from_nanos(size * 1_000_000_000 / Self::PUSHED);
         self.want(index, id, Some(now + self.config.relay_grace + push), now);

@@ -2,9 +2,11 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::mem;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::{FilterThread, TopicConfig};
+use crate::metrics::{self, Stages, TopicCounters, TopicGauges};
 use crate::proto::{
     self, Admission, Origin, Pool, PoolLimits, Promotion, SlotLimits, Slots, View, ViewLimits,
 };
@@ -43,10 +45,25 @@ pub(super) enum Stage {
     Active,
 }
 
+impl Stage {
+    /// Wanted, and its body is not here.
+    fn is_wanted(self) -> bool {
+        matches!(self, Stage::Fetching | Stage::Arriving { .. } | Stage::Starved)
+    }
+
+    /// Whether the time at this stage and the time at `other` are one.
+    fn continues(self, other: Stage) -> bool {
+        let is_here = |stage| matches!(stage, Stage::Ready | Stage::Delivered | Stage::Released);
+        self == other || (self.is_wanted() && other.is_wanted()) || (is_here(self) && is_here(other))
+    }
+}
+
 /// What is known of an artifact.
 #[derive(Debug, Clone)]
 pub(super) struct Entry {
     pub(super) stage: Stage,
+    /// Since when; ways of being wanted are one, and so are those of its body being here.
+    pub(super) since: Instant,
     /// What is set aside for it: the smallest size that an advertiser has stated, or the true one once its body was seen.
     pub(super) size: u32,
     /// Whether its body was seen.
@@ -64,13 +81,33 @@ pub(super) struct Entry {
 
 impl Entry {
     /// Of an artifact of which somebody has told.
-    pub(super) fn new(stage: Stage, size: u32, attribute: Attribute, relayed: bool) -> Entry {
-        Entry { stage, size, proven: false, attribute, turn: None, yields_at: None, dropped: 0, relayed }
+    pub(super) fn new(stage: Stage, size: u32, attribute: Attribute, relayed: bool, since: Instant) -> Entry {
+        let (proven, turn, yields_at, dropped) = (false, None, None, 0);
+        Entry { stage, since, size, proven, attribute, turn, yields_at, dropped, relayed }
     }
 
     /// The same at another stage, with nothing of the one before.
     pub(super) fn at(self, stage: Stage) -> Entry {
         Entry { stage, turn: None, yields_at: None, ..self }
+    }
+
+    /// Records how long it was at its stage, which it leaves for another; since when it is at that one.
+    fn pass(&self, stage: Stage, stages: &Stages, now: Instant) -> Instant {
+        if self.stage.continues(stage) {
+            return self.since;
+        }
+        let waited = if self.stage == Stage::Later && stage.is_wanted() {
+            Some(metrics::Stage::Admission)
+        } else if self.stage.is_wanted() && stage == Stage::Ready && self.since != now {
+            // A body that came with the first word was not waited for.
+            Some(metrics::Stage::Fetch)
+        } else {
+            None
+        };
+        if let Some(waited) = waited {
+            stages.record(waited, self.since, now);
+        }
+        now
     }
 
     /// Whether its body is on its way.
@@ -117,6 +154,10 @@ pub(super) struct Topic {
     tellings: VecDeque<Telling>,
     /// How many of those are `Withdrawn`, and so never skipped.
     withdrawn: usize,
+    /// Artifacts that are `Ready`.
+    ready: usize,
+    pub(super) counters: TopicCounters,
+    pub(super) stages: Arc<Stages>,
 }
 
 impl Topic {
@@ -152,6 +193,9 @@ impl Topic {
             relay_bytes: 0,
             tellings: VecDeque::new(),
             withdrawn: 0,
+            ready: 0,
+            counters: TopicCounters::default(),
+            stages: Arc::default(),
             config,
         }
     }
@@ -189,9 +233,16 @@ impl Topic {
         self.enter(id, Entry { stage: Stage::Ready, ..entry });
     }
 
+    /// Records how long an artifact was at a stage that it leaves for another; since when it is at that one.
+    pub(super) fn passed(&self, before: &Entry, stage: Stage, now: Instant) -> Instant {
+        before.pass(stage, &self.stages, now)
+    }
+
     /// Moves an artifact to another stage. What is set aside for its body stays so as long as that is on its way.
-    pub(super) fn advance(&mut self, id: &ArtifactId, stage: Stage) {
+    pub(super) fn advance(&mut self, id: &ArtifactId, stage: Stage, now: Instant) {
         let Some(entry) = self.ledger.get_mut(id) else { return };
+        entry.since = entry.pass(stage, &self.stages, now);
+        self.ready -= usize::from(entry.stage == Stage::Ready);
         entry.stage = stage;
         if let Some(turn) = entry.turn.take() {
             match stage {
@@ -217,16 +268,17 @@ impl Topic {
 
     fn entered(&mut self, id: ArtifactId, stage: Stage) {
         if stage == Stage::Ready {
+            self.ready += 1;
             self.tell(Telling::Delivered(id));
         }
     }
 
     /// Lets a wanted artifact wait for room; if it does so already it keeps its turn.
-    pub(super) fn starve(&mut self, id: &ArtifactId) {
+    pub(super) fn starve(&mut self, id: &ArtifactId, now: Instant) {
         if self.entry(id).is_none_or(|entry| entry.turn.is_some()) {
             return;
         }
-        self.advance(id, Stage::Starved);
+        self.advance(id, Stage::Starved, now);
         self.take_turn(id);
     }
 
@@ -246,6 +298,7 @@ impl Topic {
     }
 
     fn left(&mut self, id: &ArtifactId, entry: &Entry) {
+        self.ready -= usize::from(entry.stage == Stage::Ready);
         self.reserved -= entry.reserved();
         if let Some(at) = entry.yields_at {
             self.promised.remove(&(at, *id));
@@ -485,29 +538,55 @@ impl Topic {
         !self.tellings.is_empty() || self.slots.has_refusals()
     }
 
-    pub(super) fn poll_event(&mut self, member: impl Fn(PeerIndex) -> Option<NodeId>) -> Option<Event> {
+    /// The next event; of a delivery, since when the body is here.
+    pub(super) fn poll_event(
+        &mut self,
+        member: impl Fn(PeerIndex) -> Option<NodeId>,
+    ) -> Option<(Event, Option<Instant>)> {
         while let Some(telling) = self.tellings.pop_front() {
             match telling {
                 Telling::Withdrawn(id) => {
                     self.withdrawn -= 1;
-                    return Some(Event::Withdrawn { id });
+                    self.counters.withdrawn += 1;
+                    return Some((Event::Withdrawn { id }, None));
                 }
                 Telling::Delivered(id) => {
                     let entry = self.ledger.get_mut(&id).filter(|entry| entry.stage == Stage::Ready);
                     let (Some(entry), Some(held)) = (entry, self.pool.get(&id)) else { continue };
                     entry.stage = Stage::Delivered;
+                    let since = entry.since;
+                    self.ready -= 1;
                     let (attribute, bytes) = (held.attribute.clone(), held.bytes.clone());
                     let Some(from) = held.from.and_then(&member) else { continue };
+                    self.counters.delivered += 1;
+                    self.counters.delivered_bytes += bytes.len() as u64;
                     let artifact = Artifact { topic: self.config.id, id, attribute, bytes };
-                    return Some(Event::Delivered { artifact, from });
+                    return Some((Event::Delivered { artifact, from }, Some(since)));
                 }
-                Telling::Orphaned(id) if self.is_orphaned(&id) => return Some(Event::Withdrawn { id }),
+                Telling::Orphaned(id) if self.is_orphaned(&id) => {
+                    self.counters.withdrawn += 1;
+                    return Some((Event::Withdrawn { id }, None));
+                }
                 Telling::Orphaned(_) => (),
             }
         }
         // Last: refusals are not urgent, and a member could make one of every artifact.
         let (id, peer, reason) = self.slots.next_refusal()?;
-        Some(Event::Refused { id, by: member(peer)?, reason })
+        Some((Event::Refused { id, by: member(peer)?, reason }, None))
+    }
+
+    /// What is held now; `backlog` is the peers'.
+    pub(super) fn gauges(&self, backlog: usize) -> TopicGauges {
+        let (active_bytes, pending_bytes) = self.pool_bytes();
+        TopicGauges {
+            active: self.slots.len() as u64,
+            active_bytes,
+            backlog: backlog as u64,
+            later: self.admission.len() as u64,
+            waiting: self.ready as u64,
+            queued: 0,
+            pending_bytes,
+        }
     }
 
     pub(super) fn pool_bytes(&self) -> (u64, u64) {

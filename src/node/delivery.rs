@@ -4,7 +4,7 @@ use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -14,17 +14,18 @@ use futures_core::Stream;
 
 use crate::engine::Event;
 use crate::sync::WakeWord;
-use crate::types::ArtifactId;
+use crate::types::{ArtifactId, Instant};
+
+use super::topic::TopicBoard;
 
 /// What both ends share besides the queue.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Shared {
     /// A lane has an event that found the queue full.
     starved: AtomicBool,
-    /// Bytes of the bodies in the queue: nothing else counts them once their makers abort.
-    bytes: AtomicU64,
     /// The task that awaits an event.
     waker: AtomicWaker,
+    board: Arc<TopicBoard>,
 }
 
 /// A lane's end.
@@ -69,10 +70,17 @@ pub enum Disposition {
     Validate,
 }
 
+/// An event; of a delivery, also since when the body is here.
+#[derive(Debug)]
+struct Waiting {
+    event: Event,
+    since: Option<Instant>,
+}
+
 /// Refuses when it is full, and wakes the lane when there is room again.
 #[derive(Clone)]
 pub(super) struct Queue {
-    events: Sender<Event>,
+    events: Sender<Waiting>,
     shared: Arc<Shared>,
     capacity: usize,
     most_bytes: u64,
@@ -90,10 +98,16 @@ pub(super) enum Offered {
 
 /// A queue for one topic, bounded in events and in bytes of bodies, and fed by one lane per entry of `wakes`, which wakes that
 /// lane's executor.
-pub(super) fn queue(capacity: usize, most_bytes: u64, wakes: Vec<Arc<WakeWord>>) -> (Outlet, Deliveries) {
+pub(super) fn queue(
+    capacity: usize,
+    most_bytes: u64,
+    wakes: Vec<Arc<WakeWord>>,
+    board: Arc<TopicBoard>,
+) -> (Outlet, Deliveries) {
     // A lane looks for room, then offers one event: at most one per lane comes on top of `capacity`.
     let (sender, receiver) = bounded(capacity + wakes.len());
-    let shared = Arc::<Shared>::default();
+    let (starved, waker) = Default::default();
+    let shared = Arc::new(Shared { starved, waker, board });
     let outlet = Outlet::Queue(Queue { events: sender, shared: shared.clone(), capacity, most_bytes });
     (outlet, Deliveries { events: receiver, shared, most_bytes, wakes })
 }
@@ -108,9 +122,9 @@ impl Outlet {
     }
 
     /// Hands an event over; there was just seen to be room. Never waits for a queue.
-    pub(super) fn offer(&self, event: Event) -> Offered {
+    pub(super) fn offer(&self, event: Event, since: Option<Instant>) -> Offered {
         match self {
-            Outlet::Queue(queue) => queue.offer(event),
+            Outlet::Queue(queue) => queue.offer(Waiting { event, since }),
             Outlet::Inline(consumer) => {
                 let Event::Delivered { artifact, .. } = &event else {
                     ask(&**consumer, event);
@@ -153,21 +167,21 @@ impl Queue {
     }
 
     fn is_below_bounds(&self) -> bool {
-        self.events.len() < self.capacity && self.shared.bytes.load(Ordering::Relaxed) < self.most_bytes
+        self.events.len() < self.capacity && self.shared.board.queued_bytes() < self.most_bytes
     }
 
-    fn offer(&self, event: Event) -> Offered {
-        let bytes = body_bytes(&event);
-        self.shared.bytes.fetch_add(bytes, Ordering::Relaxed);
-        match self.events.try_send(event) {
+    fn offer(&self, waiting: Waiting) -> Offered {
+        let bytes = body_bytes(&waiting.event);
+        self.shared.board.queued(bytes);
+        match self.events.try_send(waiting) {
             Ok(()) => Offered::Taken,
             Err(error) => {
-                self.shared.bytes.fetch_sub(bytes, Ordering::Relaxed);
+                self.shared.board.unqueued(bytes);
                 debug_assert!(
                     error.is_disconnected(),
                     "each lane offers one event for each look at the room"
                 );
-                Offered::Gone(error.into_inner())
+                Offered::Gone(error.into_inner().event)
             }
         }
     }
@@ -212,7 +226,7 @@ pub enum RecvError {
 /// a [`Stream`]). One consumer; when it is slow, events wait in the lanes and the node goes on.
 #[derive(Debug)]
 pub struct Deliveries {
-    events: Receiver<Event>,
+    events: Receiver<Waiting>,
     shared: Arc<Shared>,
     most_bytes: u64,
     wakes: Vec<Arc<WakeWord>>,
@@ -221,18 +235,13 @@ pub struct Deliveries {
 impl Deliveries {
     /// Waits for the next event. `None`: the node has stopped.
     pub fn recv(&self) -> Option<Event> {
-        let event = self.events.recv().ok()?;
-        self.taken(&event);
-        Some(event)
+        self.events.recv().ok().map(|waiting| self.taken(waiting))
     }
 
     /// The next event, if there is one now.
     pub fn try_recv(&self) -> Result<Event, RecvError> {
         match self.events.try_recv() {
-            Ok(event) => {
-                self.taken(&event);
-                Ok(event)
-            }
+            Ok(waiting) => Ok(self.taken(waiting)),
             Err(TryRecvError::Empty) => Err(RecvError::Empty),
             Err(TryRecvError::Disconnected) => Err(RecvError::Stopped),
         }
@@ -241,10 +250,7 @@ impl Deliveries {
     /// Waits for the next event, at most `timeout`.
     pub fn recv_timeout(&self, timeout: Duration) -> Result<Event, RecvError> {
         match self.events.recv_timeout(timeout) {
-            Ok(event) => {
-                self.taken(&event);
-                Ok(event)
-            }
+            Ok(waiting) => Ok(self.taken(waiting)),
             Err(RecvTimeoutError::Timeout) => Err(RecvError::Empty),
             Err(RecvTimeoutError::Disconnected) => Err(RecvError::Stopped),
         }
@@ -266,8 +272,10 @@ impl Deliveries {
     }
 
     /// An event was taken: wakes lanes that wait for room, once half of the queue is free.
-    fn taken(&self, event: &Event) {
-        let left = self.shared.bytes.fetch_sub(body_bytes(event), Ordering::Relaxed) - body_bytes(event);
+    fn taken(&self, waiting: Waiting) -> Event {
+        let Waiting { event, since } = waiting;
+        let left = self.shared.board.unqueued(body_bytes(&event));
+        since.into_iter().for_each(|since| self.shared.board.waited(since));
         fence(Ordering::SeqCst);
         let room =
             self.events.len() * 2 <= self.events.capacity().unwrap_or(0) && left <= self.most_bytes / 2;
@@ -277,6 +285,7 @@ impl Deliveries {
         {
             self.wakes.iter().for_each(|wake| wake.wake());
         }
+        event
     }
 }
 
@@ -300,10 +309,15 @@ impl Stream for Deliveries {
 mod tests {
     use super::*;
     use crate::engine::Artifact;
+    use crate::node::driver::Clock;
     use crate::types::{Attribute, NodeId, TopicId};
     use bytes::Bytes;
 
     const BODY: usize = 100;
+
+    fn board() -> Arc<TopicBoard> {
+        Arc::new(TopicBoard::new(1, Clock { epoch: std::time::Instant::now() }))
+    }
 
     fn delivered(byte: u8) -> Event {
         let (id, bytes) = (ArtifactId([byte; 32]), Bytes::from(vec![byte; BODY]));
@@ -315,7 +329,7 @@ mod tests {
     fn fill(outlet: &Outlet) -> usize {
         let mut taken = 0;
         while outlet.has_room() && taken < 1000 {
-            assert!(matches!(outlet.offer(delivered(taken as u8)), Offered::Taken));
+            assert!(matches!(outlet.offer(delivered(taken as u8), None), Offered::Taken));
             taken += 1;
         }
         taken
@@ -324,7 +338,7 @@ mod tests {
     #[test]
     fn a_consumer_that_stopped_holds_bodies_up_to_the_byte_limit() {
         let wake = Arc::new(WakeWord::new().unwrap());
-        let (outlet, deliveries) = queue(500, 10 * BODY as u64 - 1, vec![wake]);
+        let (outlet, deliveries) = queue(500, 10 * BODY as u64 - 1, vec![wake], board());
         assert_eq!(fill(&outlet), 10);
         for _ in 0..5 {
             deliveries.try_recv().unwrap();
@@ -335,7 +349,8 @@ mod tests {
 
     #[test]
     fn a_body_above_the_byte_limit_comes_through_alone() {
-        let (outlet, deliveries) = queue(500, BODY as u64 / 2, vec![Arc::new(WakeWord::new().unwrap())]);
+        let wake = Arc::new(WakeWord::new().unwrap());
+        let (outlet, deliveries) = queue(500, BODY as u64 / 2, vec![wake], board());
         for _ in 0..3 {
             assert_eq!(fill(&outlet), 1);
             deliveries.try_recv().unwrap();

@@ -99,8 +99,8 @@ impl Executors {
         self.inner.backend
     }
 
-    pub(super) fn epoch(&self) -> std::time::Instant {
-        self.inner.clock.epoch
+    pub(super) fn clock(&self) -> Clock {
+        self.inner.clock
     }
 
     /// The turn of one more lane: lanes are dealt to the executors one after another.

@@ -7,11 +7,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::bounded;
+use crossbeam_channel::{RecvTimeoutError, bounded};
 use ring::rand::{SecureRandom, SystemRandom};
 
 use crate::config::{ConfigError, Granted, Limits, Settings, TopicConfig, TopicConfigError};
-use crate::engine::{Command, Engine, EngineConfig};
+use crate::engine::{Engine, EngineConfig};
+use crate::metrics::{StageTimes, Stages};
 use crate::quic::{Identity, Quic, QuicConfig, QuicError};
 use crate::sync::{Producer, PushError, queue};
 use crate::types::{ArtifactId, Class, HashKind, Membership, NodeId, PerClass, Rng, TopicId};
@@ -25,7 +26,8 @@ use super::lane::{Lane, LaneCommand, LaneParts, NewTopic};
 use super::preflight::PreflightError;
 use super::registry::{RegistryError, RegistrySource};
 use super::stats::{LaneBoard, LaneState, Stats};
-use super::topic::{CommandError, Topic, TopicParts};
+use super::topic::{CommandError, Topic, TopicBoard, TopicParts, TopicReport, TopicStats};
+use super::trace::{Trace, TraceError};
 
 /// What a node is started with.
 #[non_exhaustive]
@@ -115,8 +117,25 @@ pub enum TopicError {
 struct LaneHandle {
     commands: Producer<LaneCommand>,
     board: Arc<LaneBoard>,
+    /// Of its links.
+    stages: Arc<PerClass<Stages>>,
     /// Which executor runs it.
     turn: usize,
+}
+
+/// A topic as the node remembers it.
+struct OpenedTopic {
+    id: TopicId,
+    name: String,
+    class: Class,
+    board: Arc<TopicBoard>,
+}
+
+impl OpenedTopic {
+    fn report(&self) -> TopicReport {
+        let (stats, stages) = (self.board.sum(), self.board.times(self.class));
+        TopicReport { id: self.id, name: self.name.clone(), class: self.class, stats, stages }
+    }
 }
 
 type Hashes = Arc<RwLock<BTreeMap<TopicId, HashKind>>>;
@@ -130,6 +149,7 @@ pub(super) struct Inner {
     stopping: Arc<AtomicBool>,
     hashes: Hashes,
     limits: Mutex<Limits>,
+    topics: Mutex<Vec<OpenedTopic>>,
 }
 
 /// A running node. Dropping it stops it without waiting; see [`Node::shutdown`].
@@ -201,7 +221,9 @@ impl Node {
         }
         let executors = executors.clone();
         let limits = Mutex::new(limits);
-        Ok(Node { inner: Arc::new(Inner { executors, id, membership, lanes, stopping, hashes, limits }) })
+        let topics = Mutex::default();
+        let inner = Inner { executors, id, membership, lanes, stopping, hashes, limits, topics };
+        Ok(Node { inner: Arc::new(inner) })
     }
 
     /// This node's id.
@@ -230,8 +252,9 @@ impl Node {
     /// See [`TopicError`].
     pub fn topic(&self, config: TopicConfig) -> Result<(Topic, Deliveries), TopicError> {
         let wakes = self.inner.lanes.iter().map(|lane| lane.commands.wake_word().clone()).collect();
-        let (outlet, deliveries) = delivery::queue(config.queue, config.pending_bytes, wakes);
-        Ok((self.open(config, outlet)?, deliveries))
+        let board = self.board();
+        let (outlet, deliveries) = delivery::queue(config.queue, config.pending_bytes, wakes, board.clone());
+        Ok((self.open(config, outlet, board)?, deliveries))
     }
 
     /// The same for a consumer that every lane calls on its own thread with each event, as it comes: no queue, no wake-up of
@@ -244,10 +267,14 @@ impl Node {
         config: TopicConfig,
         consumer: impl Consumer + 'static,
     ) -> Result<Topic, TopicError> {
-        self.open(config, Outlet::Inline(Arc::new(consumer)))
+        self.open(config, Outlet::Inline(Arc::new(consumer)), self.board())
     }
 
-    fn open(&self, config: TopicConfig, outlet: Outlet) -> Result<Topic, TopicError> {
+    fn board(&self) -> Arc<TopicBoard> {
+        Arc::new(TopicBoard::new(self.inner.lanes(), self.inner.executors.clock()))
+    }
+
+    fn open(&self, config: TopicConfig, outlet: Outlet, board: Arc<TopicBoard>) -> Result<Topic, TopicError> {
         let inner = &self.inner;
         let artifact_bytes = self.limits().artifact_bytes;
         config.check(artifact_bytes)?;
@@ -258,7 +285,7 @@ impl Node {
             }
         }
         let wakes = inner.lanes.iter().map(|lane| lane.commands.wake_word().clone()).collect();
-        let parts = TopicParts::new(&config, wakes, inner.membership.members().len());
+        let parts = TopicParts::new(&config, wakes, inner.membership.members().len(), board.clone());
         let (opened, opening) = bounded(inner.lanes.len());
         for (index, lane) in inner.lanes.iter().enumerate() {
             let mut command = LaneCommand::Topic(Box::new(NewTopic {
@@ -283,12 +310,51 @@ impl Node {
             opening.recv().map_err(|_| TopicError::Stopped)?;
         }
         inner.limits.lock().unwrap_or_else(PoisonError::into_inner).add_topic(&config);
+        let topic = OpenedTopic { id: config.id, name: config.name.clone(), class: config.class, board };
+        inner.topics.lock().unwrap_or_else(PoisonError::into_inner).push(topic);
         Ok(Topic::new(config, artifact_bytes, parts, inner.clone()))
     }
 
     /// What the node has counted.
     pub fn stats(&self) -> Stats {
         Stats::sum(self.inner.lanes.iter().map(|lane| lane.board.figures()))
+    }
+
+    /// The topics that are open, in the order in which they were opened, with what happened in each.
+    pub fn topics(&self) -> Vec<TopicReport> {
+        let topics = self.inner.topics.lock().unwrap_or_else(PoisonError::into_inner);
+        topics.iter().map(OpenedTopic::report).collect()
+    }
+
+    /// The topics' figures, summed by class.
+    pub fn class_stats(&self) -> PerClass<TopicStats> {
+        let mut sums = PerClass::from_fn(|_| TopicStats::default());
+        self.topics().iter().for_each(|topic| sums[topic.class].merge(&topic.stats));
+        sums
+    }
+
+    /// Where artifacts' time has gone since the start, by class and stage: what a lane or a consumer has recorded a moment ago.
+    pub fn stages(&self) -> StageTimes {
+        let topics = self.inner.topics.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut times = StageTimes::default();
+        for class in Class::ALL {
+            let of = || topics.iter().filter(move |topic| topic.class == class).map(|topic| &topic.board);
+            let links = self.inner.lanes.iter().map(|lane| &lane.stages[class]);
+            let lanes: Vec<_> = links.chain(of().flat_map(|board| board.shown())).collect();
+            times.add(class, &lanes, &of().map(|board| board.waits()).collect::<Vec<_>>());
+        }
+        times
+    }
+
+    /// [`Topic::trace`] in every topic that knows or remembers something of the artifact.
+    ///
+    /// # Errors
+    /// See [`TraceError`].
+    pub fn trace(&self, id: &ArtifactId) -> Result<Vec<Trace>, TraceError> {
+        let topics: Vec<TopicId> = self.topics().iter().map(|topic| topic.id).collect();
+        let traces: Result<Vec<Trace>, TraceError> =
+            topics.into_iter().map(|topic| self.inner.trace(topic, id)).collect();
+        Ok(traces?.into_iter().filter(|trace| !trace.is_unknown()).collect())
     }
 
     /// Whether every lane runs. A lane that panicked has not, and nothing goes through it any more.
@@ -329,12 +395,31 @@ impl Inner {
     }
 
     /// Puts a command into a lane's queue.
-    pub(super) fn tell(&self, lane: u16, class: Class, command: Command) -> Result<(), CommandError> {
+    pub(super) fn tell(&self, lane: u16, class: Class, command: LaneCommand) -> Result<(), CommandError> {
         let lane = self.lanes.get(usize::from(lane)).ok_or(CommandError::Stopped)?;
-        lane.commands.push(class, LaneCommand::Engine(command)).map_err(|error| match error {
+        lane.commands.push(class, command).map_err(|error| match error {
             PushError::Full(_) => CommandError::Busy,
             PushError::Closed(_) => CommandError::Stopped,
         })
+    }
+}
+
+impl Inner {
+    /// Asks the artifact's lane where it is.
+    pub(super) fn trace(&self, topic: TopicId, id: &ArtifactId) -> Result<Trace, TraceError> {
+        let lane = self.lane_of(id);
+        let (asked, answer) = bounded(1);
+        self.tell(lane, Class::Critical, LaneCommand::Trace(topic, *id, asked)).map_err(
+            |error| match error {
+                CommandError::Full | CommandError::Busy => TraceError::Busy,
+                CommandError::Stopped => TraceError::Stopped,
+            },
+        )?;
+        let (now, trace) = answer.recv_timeout(Trace::PATIENCE).map_err(|error| match error {
+            RecvTimeoutError::Timeout => TraceError::Timeout,
+            RecvTimeoutError::Disconnected => TraceError::Stopped,
+        })?;
+        Ok(Trace::new((topic, *id, lane), self.id, now, trace))
     }
 }
 
@@ -390,6 +475,7 @@ impl Plan<'_> {
             relay_grace: self.config.settings.relay_grace,
             seed: self.rng.next_u64(),
         });
+        let stages = quic.stages().clone();
         let lane = Lane::new(LaneParts {
             index,
             quic,
@@ -400,7 +486,7 @@ impl Plan<'_> {
             members: membership.members().len(),
             weights: self.config.settings.weights,
         });
-        Ok((LaneHandle { commands: producer, board, turn }, lane))
+        Ok((LaneHandle { commands: producer, board, stages, turn }, lane))
     }
 
     fn quic_config(&mut self, lane: u16) -> QuicConfig {
@@ -428,7 +514,7 @@ impl Plan<'_> {
                 lane,
                 Arc::new(hash_of),
                 self.rng.next_u64(),
-                self.executors.epoch(),
+                self.executors.clock().epoch,
             )
         }
     }

@@ -9,10 +9,10 @@ use std::time::Duration;
 use crossbeam_channel::Sender;
 
 use crate::config::TopicConfig;
-use crate::engine::{Command, Effect, Effects, Engine, Event};
+use crate::engine::{Command, Effect, Effects, Engine, Event, Trace};
 use crate::quic::{self, Quic};
 use crate::sync::Consumer;
-use crate::types::{Class, Instant, PeerIndex, Received, Weights};
+use crate::types::{ArtifactId, Class, Instant, PeerIndex, Received, TopicId, Weights};
 use crate::wire::CloseCode;
 
 use super::delivery::{Disposition, Offered, Outlet};
@@ -25,9 +25,14 @@ use open::OpenTopic;
 #[derive(Debug)]
 pub(super) enum LaneCommand {
     Engine(Command),
+    /// Where an artifact is: the lane answers with what it knows, and when.
+    Trace(TopicId, ArtifactId, Sender<(Instant, Trace)>),
     /// A topic opens; the lane answers when it has.
     Topic(Box<NewTopic>),
 }
+
+// As the bounds count them, with the queue's own word.
+const _: () = assert!(size_of::<LaneCommand>() + 8 <= 128);
 
 #[derive(Debug)]
 pub(super) struct NewTopic {
@@ -158,7 +163,9 @@ impl Lane {
         self.figures.connected_peers = self.parts.quic.connected();
         self.parts.board.publish(&self.figures);
         for topic in &self.topics {
-            topic.parts.lags.publish(self.parts.index, self.parts.engine.lags(topic.id));
+            let backlog = topic.parts.lags.publish(self.parts.index, self.parts.engine.lags(topic.id));
+            let (counters, gauges) = self.parts.engine.topic_figures(topic.id, backlog);
+            self.unpublished |= !topic.parts.board.publish(self.parts.index, counters, gauges);
         }
     }
 
@@ -213,13 +220,20 @@ impl Lane {
             LaneCommand::Engine(command) => {
                 self.parts.engine.handle_command(command, now, &mut self.effects);
             }
+            LaneCommand::Trace(topic, id, asked) => {
+                // Who asked may have given up waiting.
+                let _ = asked.try_send((now, self.parts.engine.trace(topic, &id)));
+            }
             LaneCommand::Topic(new) => self.open_topic(*new),
         }
     }
 
     fn open_topic(&mut self, new: NewTopic) {
         let topic = OpenTopic::new(self.parts.index, &new.config, new.outlet, new.parts);
-        if self.parts.engine.handle_topic(new.config) {
+        if self.parts.engine.handle_topic(new.config)
+            && let Some(stages) = self.parts.engine.stages(topic.id)
+        {
+            topic.parts.board.show(self.parts.index, stages);
             self.topics.push(topic);
         }
         // Who opened the topic may have given up waiting.
@@ -261,6 +275,7 @@ impl Lane {
     fn fill(&mut self, now: Instant) -> bool {
         let (quic, engine) = (&mut self.parts.quic, &mut self.parts.engine);
         let mut busy = false;
+        quic.set_now(now);
         for peer in (0..self.parts.members as u16).map(PeerIndex) {
             if !engine.has_outgoing(peer) {
                 continue;
@@ -305,9 +320,12 @@ impl Lane {
             }
             let mut offered = 0;
             while offered < Self::EVENTS && topic.outlet.has_room() {
-                let Some(event) = self.parts.engine.poll_event(topic.id) else { break };
+                let Some((event, since)) = self.parts.engine.poll_waiting(topic.id, now) else { break };
                 offered += 1;
-                let (id, disposition) = match topic.outlet.offer(event) {
+                if let (Outlet::Inline(_), Some(since)) = (&topic.outlet, since) {
+                    topic.parts.board.given(self.parts.index, since, now);
+                }
+                let (id, disposition) = match topic.outlet.offer(event, since) {
                     Offered::Seen(id, disposition) => (id, disposition),
                     Offered::Gone(Event::Delivered { artifact, .. }) => (artifact.id, Disposition::Release),
                     Offered::Taken | Offered::Gone(_) => continue,

@@ -1,5 +1,6 @@
 //! One topic as a replica holds it: broadcast, abort, relay, let go.
 
+mod board;
 mod lag;
 mod room;
 mod wait;
@@ -12,12 +13,17 @@ use bytes::Bytes;
 
 use crate::config::{Advert, TopicConfig, Verdict};
 use crate::engine::Command;
+use crate::metrics::StageTimes;
 use crate::sync::{Line, WakeWord};
-use crate::types::{ArtifactId, Attribute, TopicId, Verified};
+use crate::types::{ArtifactId, Attribute, Instant, TopicId, Verified};
 
 use super::filter::{FilterStats, Gate};
 use super::handle::Inner;
+use super::lane::LaneCommand;
+use super::trace::{Trace, TraceError};
 
+pub(super) use board::TopicBoard;
+pub use board::{TopicReport, TopicStats};
 pub(super) use lag::LagBoard;
 pub use lag::PeerLag;
 pub(super) use room::{Full, Room};
@@ -71,6 +77,7 @@ struct OpenTopic {
     room: Arc<Room>,
     gate: Arc<Gate>,
     lags: Arc<LagBoard>,
+    board: Arc<TopicBoard>,
     node: Arc<Inner>,
 }
 
@@ -80,21 +87,29 @@ pub(super) struct TopicParts {
     pub(super) room: Arc<Room>,
     pub(super) gate: Arc<Gate>,
     pub(super) lags: Arc<LagBoard>,
+    pub(super) board: Arc<TopicBoard>,
 }
 
 impl TopicParts {
     /// Of a topic with one lane for each of `wakes`, in a subnet of `members`.
-    pub(super) fn new(config: &TopicConfig, wakes: Vec<Arc<WakeWord>>, members: usize) -> TopicParts {
+    pub(super) fn new(
+        config: &TopicConfig,
+        wakes: Vec<Arc<WakeWord>>,
+        members: usize,
+        board: Arc<TopicBoard>,
+    ) -> TopicParts {
         let lanes = wakes.len() as u16;
         TopicParts {
             room: Arc::new(Room::new(config, lanes)),
             gate: Arc::new(Gate::new(config, wakes)),
             lags: Arc::new(LagBoard::new(lanes, members)),
+            board,
         }
     }
 }
 
-/// A handle to one topic, to be cloned and shared among threads at will. No call waits but [`Topic::broadcast_wait`].
+/// A handle to one topic, to be cloned and shared among threads at will. No call waits but [`Topic::broadcast_wait`] and
+/// [`Topic::trace`].
 #[derive(Clone)]
 pub struct Topic {
     inner: Arc<OpenTopic>,
@@ -107,8 +122,8 @@ impl Topic {
         parts: TopicParts,
         node: Arc<Inner>,
     ) -> Topic {
-        let TopicParts { room, gate, lags } = parts;
-        Topic { inner: Arc::new(OpenTopic { config, artifact_bytes, room, gate, lags, node }) }
+        let TopicParts { room, gate, lags, board } = parts;
+        Topic { inner: Arc::new(OpenTopic { config, artifact_bytes, room, gate, lags, board, node }) }
     }
 
     /// Makes an artifact active: from now on every member is told of it until it is aborted. Hashes the bytes on the calling
@@ -131,7 +146,8 @@ impl Topic {
     ) -> Result<ArtifactId, BroadcastError> {
         let bytes = bytes.into();
         self.check_size(bytes.len())?;
-        self.start(Verified::hash(self.inner.config.hash, bytes), attribute, false)
+        let body = Verified::hash(self.inner.config.hash, bytes);
+        self.start_now(body, attribute, self.inner.board.now())
     }
 
     /// [`Topic::broadcast_with`] that waits for room in the topic's table and in the lane's queue, at most for `timeout`: it
@@ -171,9 +187,10 @@ impl Topic {
     ) -> Vec<Result<ArtifactId, BroadcastError>> {
         let (bodies, attributes): (Vec<Bytes>, Vec<Attribute>) = artifacts.into_iter().unzip();
         let bodies = Verified::hash_all(self.inner.config.hash, bodies);
+        let since = self.inner.board.now();
         let started = bodies.zip(attributes).map(|(body, attribute)| {
             self.check_size(body.bytes().len())?;
-            self.start(body, attribute, false)
+            self.start_now(body, attribute, since)
         });
         started.collect()
     }
@@ -183,15 +200,36 @@ impl Topic {
         if size > limit as usize { Err(BroadcastError::TooLarge { size, limit }) } else { Ok(()) }
     }
 
-    /// `first`: nobody who waits came before.
-    fn start(&self, body: Verified, attribute: Attribute, first: bool) -> Result<ArtifactId, BroadcastError> {
+    /// Of one who does not wait.
+    fn start_now(
+        &self,
+        body: Verified,
+        attribute: Attribute,
+        since: Instant,
+    ) -> Result<ArtifactId, BroadcastError> {
+        let started = self.start(body, attribute, since, false);
+        if let Err(BroadcastError::Full | BroadcastError::Busy) = started {
+            self.inner.board.refused();
+        }
+        started
+    }
+
+    /// `since`: when it is to go to its lane. `first`: nobody who waits came before.
+    fn start(
+        &self,
+        body: Verified,
+        attribute: Attribute,
+        since: Instant,
+        first: bool,
+    ) -> Result<ArtifactId, BroadcastError> {
         let OpenTopic { config, room, node, .. } = &*self.inner;
         let (id, size) = (body.id(), body.bytes().len() as u64);
         let lane = node.lane_of(&id);
         let taken = if first { room.take_first(lane, size) } else { room.take(lane, size) };
         let closed = || room.line(lane).is_some_and(Line::is_closed);
         taken.map_err(|Full| if closed() { BroadcastError::Stopped } else { BroadcastError::Full })?;
-        let command = Command::Broadcast { topic: config.id, body, attribute };
+        let command = Command::Broadcast { topic: config.id, body, attribute, since };
+        let command = LaneCommand::Engine(command);
         node.tell(lane, config.class, command).map_err(|error| {
             room.give_back(lane, size);
             match error {
@@ -260,6 +298,27 @@ impl Topic {
         self.inner.gate.stats()
     }
 
+    /// Where an artifact is at this node and what happened to it. Asks its lane, which goes on with its work, and waits for the
+    /// answer: a turn of the lane as a rule, at most [`Trace::PATIENCE`]. Not to be called where lanes call the replica.
+    ///
+    /// # Errors
+    /// See [`TraceError`].
+    pub fn trace(&self, id: &ArtifactId) -> Result<Trace, TraceError> {
+        self.inner.node.trace(self.id(), id)
+    }
+
+    /// What happened to the topic's artifacts here, and what it holds, up to one housekeeping old (5 ms under load).
+    pub fn stats(&self) -> TopicStats {
+        self.inner.board.sum()
+    }
+
+    /// How long the topic's artifacts wait at each stage, but for [`Stage::Egress`](crate::Stage::Egress) and
+    /// [`Stage::Flight`](crate::Stage::Flight), which are known by class ([`Node::stages`](crate::Node::stages)).
+    pub fn stages(&self) -> StageTimes {
+        let OpenTopic { board, config, .. } = &*self.inner;
+        board.times(config.class)
+    }
+
     /// How far each other member is behind what is active here, up to one housekeeping old (5 ms under load).
     pub fn lag(&self) -> Vec<PeerLag> {
         let OpenTopic { lags, node, .. } = &*self.inner;
@@ -280,7 +339,7 @@ impl Topic {
     /// Puts a command into the artifact's lane.
     fn tell(&self, id: &ArtifactId, command: Command) -> Result<(), CommandError> {
         let OpenTopic { config, node, .. } = &*self.inner;
-        node.tell(node.lane_of(id), config.class, command)
+        node.tell(node.lane_of(id), config.class, LaneCommand::Engine(command))
     }
 }
 

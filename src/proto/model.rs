@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use bytes::Bytes;
 
 use super::{Active, Claim, Heard, Next, Origin, SlotLimits, Slots, Told, View, ViewEffect, ViewLimits};
-use crate::types::{ArtifactId, Attribute, Class, ConnectionNumber, PeerIndex, Rng, Slot, TopicId, Version};
+use crate::types::{
+    ArtifactId, Attribute, Class, ConnectionNumber, Instant, PeerIndex, Rng, Slot, TopicId, Version,
+};
 use crate::wire::Resync;
 
 const PEERS: usize = 3;
@@ -269,7 +271,8 @@ fn receivers_converge_on_the_senders_active_set_whatever_is_lost_reordered_or_re
                 3..50 => {
                     let (id, size) = (id(rng.below(20)), rng.below(100) as u32);
                     let origin = if rng.one_in(2) { Origin::Own } else { Origin::Relay };
-                    let _ = slots.handle_broadcast(Active { id, size, attribute: Attribute::EMPTY, origin });
+                    let (attribute, since) = (Attribute::EMPTY, Instant::ZERO);
+                    let _ = slots.handle_broadcast(Active { id, size, attribute, origin, since });
                 }
                 50..90 => drop(slots.handle_abort(&id(rng.below(20)))),
                 90..150 => drop(receiver.pull(peer, &mut slots, &mut rng)),

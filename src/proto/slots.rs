@@ -15,7 +15,7 @@ use std::collections::hash_map;
 use bytes::Bytes;
 
 use super::DirtySet;
-use crate::types::{ArtifactId, Attribute, Class, IdMap, KeyedState, PeerIndex, Rng, Slot, Version};
+use crate::types::{ArtifactId, Attribute, Class, IdMap, Instant, KeyedState, PeerIndex, Rng, Slot, Version};
 use crate::wire::{MAX_SLOTS, Refusal};
 use refusals::Refusals;
 
@@ -54,6 +54,8 @@ pub struct Active {
     pub attribute: Attribute,
     /// Where it comes from.
     pub origin: Origin,
+    /// When it became active.
+    pub since: Instant,
 }
 
 /// Why an artifact did not become active. Nothing has changed.
@@ -402,6 +404,17 @@ impl Slots {
     pub fn backlog_of(&self, peer: PeerIndex) -> Option<usize> {
         let link = self.links.get(peer.index()).and_then(Option::as_ref);
         link.map(|link| link.words.len() + link.bodies.len())
+    }
+
+    /// Whether `peer` holds what is in `slot` now, as far as is known: it was told on this connection, or has said so.
+    pub fn is_told(&self, peer: PeerIndex, slot: Slot) -> bool {
+        let link = self.links.get(peer.index()).and_then(Option::as_ref);
+        link.is_some_and(|link| link.told.contains(slot.0) && !link.is_dirty(slot.0))
+    }
+
+    /// Whether `peer` has refused what is in `slot` now.
+    pub fn is_refused(&self, peer: PeerIndex, slot: Slot) -> bool {
+        self.refusals.has(peer, slot)
     }
 
     /// An active artifact and its slot.

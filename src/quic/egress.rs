@@ -13,6 +13,7 @@ use quinn_proto::{Connection, Dir, StreamId, WriteError};
 use super::congestion::Flight;
 use super::link::{ABANDONED, Io};
 use super::shares::Shares;
+use crate::metrics::Stage;
 use crate::types::{Class, Classes, Instant, PerClass, StreamKey, Weights};
 use crate::wire::Incoming;
 
@@ -60,6 +61,8 @@ pub(super) struct Unwritten {
     pub(super) key: Option<StreamKey>,
     pub(super) head: Bytes,
     pub(super) body: Bytes,
+    /// When it was queued.
+    pub(super) since: Instant,
 }
 
 impl Unwritten {
@@ -99,6 +102,8 @@ pub(super) struct Egress {
     unsent: PerClass<usize>,
     /// What is left waits for another class to catch up.
     waits_for_share: bool,
+    /// The batch whose acknowledgement is waited for, and since when it is wholly written: one at a time.
+    timed: PerClass<Option<(StreamId, Instant)>>,
     /// Datagrams were asked for since the last write.
     polled: bool,
     flight: Arc<Flight>,
@@ -269,7 +274,10 @@ impl Egress {
             };
             self.unwritten[class] -= before - unwritten.len();
             match outcome {
-                Outcome::Written => continue,
+                Outcome::Written => {
+                    self.written(io, class, &unwritten);
+                    continue;
+                }
                 Outcome::Unwanted => {
                     self.unwritten[class] -= unwritten.len();
                     if let Some(key) = unwritten.key {
@@ -291,6 +299,26 @@ impl Egress {
             }
         }
         if blocked > 0 { Outcome::Blocked } else { Outcome::Written }
+    }
+
+    /// All of a stream is in QUIC's buffer.
+    fn written(&mut self, io: &mut Io<'_>, class: Class, unwritten: &Unwritten) {
+        let now = io.shared.now;
+        io.shared.record(class, Stage::Egress, unwritten.since);
+        match (unwritten.key, unwritten.stream) {
+            (Some(key), _) => io.keys.written(key, class, now),
+            (None, Some(stream)) if stream.dir() == Dir::Uni => {
+                self.timed[class].get_or_insert((stream, now));
+            }
+            (None, _) => (),
+        }
+    }
+
+    /// A stream is over: its class and since when it was wholly written, if it was a batch that is timed.
+    pub(super) fn take_timed(&mut self, stream: StreamId) -> Option<(Class, Instant)> {
+        let is_it = |timed: &Option<(StreamId, Instant)>| timed.is_some_and(|(timed, _)| timed == stream);
+        let class = Class::ALL.into_iter().find(|class| is_it(&self.timed[*class]))?;
+        self.timed[class].take().map(|(_, since)| (class, since))
     }
 
     fn write_one(

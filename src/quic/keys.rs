@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use quinn_proto::StreamId;
 
 use super::link::Shared;
-use crate::types::{PeerIndex, StreamKey};
+use crate::types::{Class, Instant, PeerIndex, StreamKey};
 use crate::wire::Incoming;
 
 /// What a named stream carries.
@@ -30,6 +30,8 @@ pub(super) struct Entry {
     pub(super) stream: Option<StreamId>,
     /// Its last event is queued and not yet polled.
     pub(super) over: bool,
+    /// When it was wholly written, if it was, and of which class it is.
+    pub(super) written: Option<(Class, Instant)>,
 }
 
 /// The named streams of one connection.
@@ -41,7 +43,7 @@ pub(super) struct Keys {
 
 impl Keys {
     pub(super) fn insert(&mut self, key: StreamKey, role: Role, stream: Option<StreamId>) {
-        self.entries.insert(key, Entry { role, stream, over: false });
+        self.entries.insert(key, Entry { role, stream, over: false, written: None });
         if let Some(stream) = stream {
             self.streams.insert(stream, key);
         }
@@ -56,6 +58,13 @@ impl Keys {
         if let Some(entry) = self.entries.get_mut(&key) {
             entry.stream = Some(stream);
             self.streams.insert(stream, key);
+        }
+    }
+
+    /// What `key` names is wholly in QUIC's send buffer.
+    pub(super) fn written(&mut self, key: StreamKey, class: Class, now: Instant) {
+        if let Some(entry) = self.entries.get_mut(&key) {
+            entry.written = Some((class, now));
         }
     }
 

@@ -1,6 +1,7 @@
 //! One connection: its phase, and its streams as the engine's words.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use quinn_proto::{Connection, ConnectionError, Dir, StreamEvent, StreamId, VarInt};
@@ -12,6 +13,7 @@ use super::events::Events;
 use super::ingress::{Ingress, Offence};
 use super::keys::{Entry, Keys, Role};
 use super::{Event, keys};
+use crate::metrics::{Stage, Stages};
 use crate::types::{
     Class, Classes, ConnectionNumber, HashKind, Instant, PeerIndex, PerClass, StreamKey, TopicId,
 };
@@ -40,6 +42,7 @@ pub(super) struct Shared {
     pub(super) limits: StreamLimits,
     pub(super) events: Events,
     pub(super) counters: QuicCounters,
+    pub(super) stages: Arc<PerClass<Stages>>,
     pub(super) now: Instant,
     pub(super) turn: u64,
     /// Kept for its capacity.
@@ -55,6 +58,7 @@ impl Shared {
             limits,
             events: Events::default(),
             counters: QuicCounters::default(),
+            stages: Arc::default(),
             now: Instant::ZERO,
             turn: 1,
             frames: Vec::new(),
@@ -89,6 +93,11 @@ impl Shared {
                 Some(kind)
             }
         }
+    }
+
+    /// Something was in a stage since `since`, and is not any more.
+    pub(super) fn record(&self, class: Class, stage: Stage, since: Instant) {
+        self.stages[class].record(stage, since, self.now);
     }
 
     pub(super) fn fresh_key(&mut self) -> StreamKey {
@@ -235,8 +244,13 @@ impl Link {
             StreamEvent::Opened { dir } => ingress.accept(&mut io, dir).err(),
             StreamEvent::Readable { id } => ingress.read(&mut io, id).err(),
             StreamEvent::Finished { id } => {
+                let mut written = egress.take_timed(id);
                 if let Some((key, Role::Push | Role::Reply)) = io.keys.on(id) {
+                    written = io.keys.get(key).and_then(|entry| entry.written);
                     io.keys.end(key, Incoming::Sent { key, whole: true }, io.peer, io.shared);
+                }
+                if let Some((class, written)) = written {
+                    io.shared.record(class, Stage::Flight, written);
                 }
                 None
             }
@@ -261,7 +275,8 @@ impl Link {
     pub(super) fn send(&mut self, outgoing: Outgoing, shared: &mut Shared) {
         self.unflushed = true;
         let (io, _, egress, fetches) = io!(self, shared);
-        let unwritten = |stream, key, head, body| Unwritten { stream, key, head, body };
+        let since = io.shared.now;
+        let unwritten = |stream, key, head, body| Unwritten { stream, key, head, body, since };
         match outgoing {
             Outgoing::Batch { class, bytes } => {
                 egress.queue(io.connection, class, unwritten(None, None, bytes, Bytes::new()));
@@ -287,7 +302,7 @@ impl Link {
             }
             Outgoing::Reply { class, key, reply } => {
                 let stream = match io.keys.get(key) {
-                    Some(Entry { role: Role::Request, stream: Some(stream), over: false }) => stream,
+                    Some(Entry { role: Role::Request, stream: Some(stream), over: false, .. }) => stream,
                     // Answered already, or given up by the peer.
                     Some(_) | None => return,
                 };
@@ -308,8 +323,9 @@ impl Link {
                 let Some(fetch) = fetches[class].pop_front() else { break };
                 io.keys.opened(fetch.key, stream);
                 ingress.expect_reply(stream, fetch.key, fetch.kind, fetch.limit);
-                let (head, body) = (fetch.request, Bytes::new());
-                egress.queue(io.connection, class, Unwritten { stream: Some(stream), key: None, head, body });
+                let (head, body, since) = (fetch.request, Bytes::new(), io.shared.now);
+                let request = Unwritten { stream: Some(stream), key: None, head, body, since };
+                egress.queue(io.connection, class, request);
             }
         }
         egress.write(&mut io)
@@ -383,6 +399,7 @@ pub(super) enum Abandoned {
 fn handle_stop(io: &mut Io<'_>, egress: &mut Egress, stream: StreamId) {
     io.shared.counters.traffic.streams_stopped_by_peer += 1;
     egress.remove(|unwritten| unwritten.stream == Some(stream));
+    egress.take_timed(stream);
     let _ = io.connection.send_stream(stream).reset(ABANDONED);
     match io.keys.on(stream) {
         Some((key, Role::Push | Role::Reply | Role::Request)) => {

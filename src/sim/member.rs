@@ -223,11 +223,7 @@ impl Member {
         let id = body.id();
         if self.engine.state_of(topic, &id) == Some(ArtifactState::Active) {
             // It is refused.
-            self.engine.handle_command(
-                Command::Broadcast { topic, body, attribute: Attribute::EMPTY },
-                now,
-                fx,
-            );
+            self.engine.handle_command(broadcast(topic, body, now), now, fx);
             return true;
         }
         self.own.insert((topic, id));
@@ -242,7 +238,7 @@ impl Member {
             }
             _ => drop(self.known.remove(&(topic, id))),
         }
-        self.engine.handle_command(Command::Broadcast { topic, body, attribute: Attribute::EMPTY }, now, fx);
+        self.engine.handle_command(broadcast(topic, body, now), now, fx);
         true
     }
 
@@ -352,9 +348,13 @@ impl Member {
     }
 
     /// The next event of any topic.
-    pub(super) fn poll_event(&mut self, topics: usize) -> Option<(TopicId, Event)> {
-        (0..topics).map(topic_id).find_map(|topic| Some((topic, self.engine.poll_event(topic)?)))
+    pub(super) fn poll_event(&mut self, topics: usize, now: Instant) -> Option<(TopicId, Event)> {
+        (0..topics).map(topic_id).find_map(|topic| Some((topic, self.engine.poll_event(topic, now)?)))
     }
+}
+
+fn broadcast(topic: TopicId, body: Verified, since: Instant) -> Command {
+    Command::Broadcast { topic, body, attribute: Attribute::EMPTY, since }
 }
 
 impl TopicOptions {

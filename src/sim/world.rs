@@ -601,7 +601,7 @@ impl World {
         while let Some(Actor::Honest(member)) = self.actors.get_mut(node)
             && member.stalled_until <= now
         {
-            let Some((topic, event)) = member.poll_event(topics) else { break };
+            let Some((topic, event)) = member.poll_event(topics, now) else { break };
             consumed = true;
             self.effort.spend(node);
             let digest = self.digest.update(format!("{node} {topic:?}").as_bytes());

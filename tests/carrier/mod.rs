@@ -144,7 +144,8 @@ impl Subnet {
     pub fn broadcast_on(&mut self, topic: TopicId, node: usize, body: &[u8]) -> ArtifactId {
         let body = Verified::hash(HashKind::Blake3, bytes(body));
         let id = body.id();
-        self.command(node, Command::Broadcast { topic, body, attribute: Attribute::EMPTY });
+        let (attribute, since) = (Attribute::EMPTY, self.now);
+        self.command(node, Command::Broadcast { topic, body, attribute, since });
         id
     }
 
@@ -281,7 +282,7 @@ impl Subnet {
     }
 
     pub fn events_on(&mut self, topic: TopicId, node: usize) -> Vec<Event> {
-        std::iter::from_fn(|| self.engines[node].poll_event(topic)).collect()
+        std::iter::from_fn(|| self.engines[node].poll_event(topic, self.now)).collect()
     }
 
     /// The deliveries among them.

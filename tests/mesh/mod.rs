@@ -113,7 +113,8 @@ impl Mesh {
     pub fn broadcast(&mut self, node: usize, body: Bytes) -> ArtifactId {
         let body = Verified::hash(HashKind::Blake3, body);
         let id = body.id();
-        self.command(node, Command::Broadcast { topic: TOPIC, body, attribute: Attribute::EMPTY });
+        let (attribute, since) = (Attribute::EMPTY, self.now);
+        self.command(node, Command::Broadcast { topic: TOPIC, body, attribute, since });
         id
     }
 
@@ -235,7 +236,7 @@ impl Mesh {
         loop {
             let lane = &mut self.lanes[node];
             (self.probe)(Some((node, Step::Deliver)));
-            let event = lane.engine.poll_event(TOPIC);
+            let event = lane.engine.poll_event(TOPIC, self.now);
             (self.probe)(None);
             let Some(event) = event else { return busy };
             busy = true;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, value_parser};
 use corecast::node::parse_address;
-use corecast::types::{Membership, NodeId};
+use corecast::types::{ArtifactId, Membership, NodeId};
 
 use crate::subnet::cores::CoreList;
 use crate::subnet::flow::MAX_NODES;
@@ -24,6 +24,10 @@ pub(crate) enum Command {
     Devnet(Devnet),
     /// Run one node: files moved into its inbox go to the outboxes of all others
     Node(Node),
+    /// Ask a running node what it counts, holds and measures
+    Stats(Stats),
+    /// Ask a running node where an artifact is and what happened to it
+    Trace(Trace),
     /// Make a node's secret key and print its id
     Keygen(Keygen),
     /// Make, fill and show a subnet's registry
@@ -73,6 +77,29 @@ pub(crate) struct Node {
     /// Check configuration, key, registry and folders, and end
     #[arg(long)]
     pub(crate) check_config: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Stats {
+    /// The node's admin socket, as `admin` in its configuration names it
+    #[arg(long, value_name = "PATH")]
+    pub(crate) socket: PathBuf,
+    /// Print the node's answer as one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Trace {
+    /// The artifact: 64 hexadecimal digits
+    #[arg(value_name = "ID")]
+    pub(crate) id: ArtifactId,
+    /// The node's admin socket, as `admin` in its configuration names it
+    #[arg(long, value_name = "PATH")]
+    pub(crate) socket: PathBuf,
+    /// Print the node's answer as one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]

@@ -1,10 +1,12 @@
 //! `corecast node`: one node as a process of its own, with a folder in and a folder out.
 
+mod admin;
+mod answer;
 mod config;
 mod inbox;
 mod relays;
 
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use tracing_subscriber::EnvFilter;
@@ -13,10 +15,11 @@ use crate::cli;
 use crate::files::assemble::{Assembler, Progress};
 use crate::files::folder::{Folder, Placed};
 use crate::subnet::fault::{Exit, Fault};
-use crate::subnet::port::{Arrival, Feed, Port};
+use crate::subnet::port::{Arrival, Feed, Host, Port};
 use crate::subnet::single;
 use crate::subnet::stop::Stop;
 use crate::subnet::terminal::say;
+use admin::Admin;
 use config::Config;
 use inbox::{Inbox, Look};
 use relays::Relays;
@@ -39,9 +42,18 @@ pub(crate) fn run(options: &cli::Node) -> Result<(), Fault> {
     let stop = Stop::on_signals()?;
     let node = single::start(config.node())?;
     tracing::info!(id = %config.key.id(), subnet = config.membership.subnet(), "running");
-    // After the node: one that cannot start leaves no trace in the outbox.
-    let outcome = Folder::open(&config.outbox).map(Assembler::new).and_then(|assembler| {
-        serve(&config, &assembler, &node.port, node.feed, &stop)?;
+    let admin = config.admin.as_deref().map(Admin::open).transpose();
+    let outcome = admin.and_then(|admin| {
+        // After the node: one that cannot start leaves no trace in the outbox.
+        let assembler = Assembler::new(Folder::open(&config.outbox)?);
+        std::thread::scope(|scope| {
+            // It goes with what is done here, however that ends.
+            let (_end, ending) = mpsc::channel();
+            if let (Some(admin), Some(node)) = (&admin, node.host.node()) {
+                scope.spawn(move || admin.serve(node, &ending));
+            }
+            serve(&config, &assembler, &node.port, node.feed, &stop)
+        })?;
         assembler.folder().finish()
     });
     tracing::info!("ending");

@@ -1,5 +1,6 @@
 //! corecast: a node, a subnet in one process, and the keys and registries that both need.
 
+mod ask;
 mod cli;
 mod daemon;
 mod devnet;
@@ -21,6 +22,8 @@ fn main() -> ExitCode {
         Some(Command::Devnet(options)) => devnet::run(&options),
         Some(Command::Node(options)) => daemon::run(&options),
         Some(Command::Keygen(options)) => identity::keygen(&options),
+        Some(Command::Stats(options)) => ask::stats(&options),
+        Some(Command::Trace(options)) => ask::trace(&options),
         Some(Command::Registry(command)) => identity::registry(command),
     });
     match done {

@@ -149,6 +149,13 @@ pub(crate) fn counters<'a>(nodes: impl IntoIterator<Item = &'a Node>) -> Counter
 /// The nodes of this process.
 pub(crate) struct Nodes(pub(crate) Vec<Node>);
 
+impl Nodes {
+    /// The first of them.
+    pub(crate) fn node(&self) -> Option<&Node> {
+        self.0.first()
+    }
+}
+
 impl Host for Nodes {
     fn counters(&self) -> Counters {
         counters(&self.0)

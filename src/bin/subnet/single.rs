@@ -7,7 +7,7 @@ use corecast::{Config, Identity, RegistryFile, Settings, TopicConfig};
 
 use super::fault::{Exit, Fault};
 use super::inline::Inline;
-use super::port::{Feed, Host, Port};
+use super::port::{Feed, Port};
 use super::real;
 
 /// What to start.
@@ -24,7 +24,7 @@ pub(crate) struct Single<'a> {
 pub(crate) struct Running {
     pub(crate) port: Arc<dyn Port>,
     pub(crate) feed: Box<dyn Feed>,
-    pub(crate) host: Box<dyn Host>,
+    pub(crate) host: Box<real::Nodes>,
 }
 
 /// Starts the node.

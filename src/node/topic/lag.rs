@@ -30,12 +30,15 @@ impl LagBoard {
         LagBoard { lanes: (0..lanes).map(|_| lane()).collect() }
     }
 
-    /// A lane's figures, by peer.
-    pub(in crate::node) fn publish(&self, lane: u16, lags: impl Iterator<Item = (bool, usize)>) {
-        let Some(places) = self.lanes.get(usize::from(lane)) else { return };
+    /// A lane's figures, by peer; the sum of what those that are connected must be told.
+    pub(in crate::node) fn publish(&self, lane: u16, lags: impl Iterator<Item = (bool, usize)>) -> usize {
+        let Some(places) = self.lanes.get(usize::from(lane)) else { return 0 };
+        let mut sum = 0;
         for (place, (connected, updates)) in places.iter().zip(lags) {
             place.store(2 * updates as u64 + u64::from(connected), Ordering::Relaxed);
+            sum += if connected { updates } else { 0 };
         }
+        sum
     }
 
     /// The sum over the lanes.

@@ -52,7 +52,10 @@ impl Broadcasting {
     /// Tries once; whether it is its turn or not is the caller's business.
     fn attempt(&self, first: bool) -> Result<ArtifactId, BroadcastError> {
         match &self.artifact {
-            Some((Ok(body), attribute)) => self.topic.start(body.clone(), attribute.clone(), first),
+            Some((Ok(body), attribute)) => {
+                let since = self.topic.inner.board.now();
+                self.topic.start(body.clone(), attribute.clone(), since, first)
+            }
             Some((Err(error), _)) => Err(*error),
             None => Err(BroadcastError::Stopped),
         }

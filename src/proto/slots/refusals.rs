@@ -57,6 +57,11 @@ impl Refusals {
         }
     }
 
+    pub(super) fn has(&self, peer: PeerIndex, slot: Slot) -> bool {
+        let member = self.members.get(peer.index()).and_then(Option::as_ref);
+        member.is_some_and(|member| member.slots.contains(slot.0))
+    }
+
     pub(super) fn has_untold(&self) -> bool {
         self.untold > 0
     }

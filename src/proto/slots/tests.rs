@@ -10,7 +10,8 @@ fn id(byte: u8) -> ArtifactId {
 }
 
 fn own(byte: u8, size: u32) -> Active {
-    Active { id: id(byte), size, attribute: Attribute::EMPTY, origin: Origin::Own }
+    let (attribute, origin, since) = (Attribute::EMPTY, Origin::Own, Instant::ZERO);
+    Active { id: id(byte), size, attribute, origin, since }
 }
 
 fn relay(byte: u8) -> Active {

@@ -12,6 +12,7 @@
 //! # artifact_bytes = 8388608     # larger files are split
 //! # active_files = 4096          # artifacts of the inbox that may be active at a time
 //! # relay_seconds = 60           # how long a received artifact is relayed; 0 relays none
+//! # admin = "node.sock"          # where `corecast stats` and `corecast trace` ask; by default nowhere
 //! ```
 
 use std::collections::BTreeSet;
@@ -34,6 +35,8 @@ use crate::subnet::single::Single;
 
 /// Bytes of a configuration file.
 const MAX_CONFIG: u64 = 1 << 20;
+/// Bytes of the path of a socket, as systems take it (108 with its end), less what the name has while the socket is made.
+const MAX_SOCKET: usize = 88;
 /// The most seconds that anything is relayed: a day.
 const MAX_RELAY: u64 = 86_400;
 
@@ -51,6 +54,8 @@ pub(crate) struct Config {
     pub(crate) topic: TopicConfig,
     /// Zero: nothing is relayed.
     pub(crate) relay: Duration,
+    /// Where the admin socket goes, if anywhere.
+    pub(crate) admin: Option<PathBuf>,
 }
 
 #[derive(Deserialize)]
@@ -66,6 +71,7 @@ struct Form {
     artifact_bytes: Option<Spanned<u32>>,
     active_files: Option<Spanned<u32>>,
     relay_seconds: Option<Spanned<u64>>,
+    admin: Option<Spanned<PathBuf>>,
 }
 
 impl Config {
@@ -108,6 +114,7 @@ pub(crate) fn load(path: &Path) -> Result<Config, Fault> {
     let settings = settings(&form, &text)?;
     let topic = topic(&form, &text, &settings)?;
     let (inbox, outbox) = folders(&form, &text, base)?;
+    let admin = admin(&form, &text, base)?;
     let key = KeyFile::new(base.join(form.key.get_ref())).load()?;
     let mut registry = RegistryFile::new(base.join(form.registry.get_ref()));
     let membership = registry.load()?;
@@ -124,7 +131,7 @@ pub(crate) fn load(path: &Path) -> Result<Config, Fault> {
         |setting: &Option<Spanned<u64>>, default| setting.as_ref().map_or(default, |s| *s.get_ref());
     let spin = Duration::from_micros(seconds(&form.spin_us, 0));
     let relay = Duration::from_secs(seconds(&form.relay_seconds, 60));
-    Ok(Config { registry, membership, key, inbox, outbox, cores, spin, settings, topic, relay })
+    Ok(Config { registry, membership, key, inbox, outbox, cores, spin, settings, topic, relay, admin })
 }
 
 fn choose_cores(form: &Form, text: &Text<'_>, lanes: u16) -> Result<Vec<usize>, Fault> {
@@ -165,6 +172,23 @@ fn topic(form: &Form, text: &Text<'_>, settings: &Settings) -> Result<TopicConfi
         topic.check(settings.artifact_bytes).map_err(|error| text.wrong(files, &error.to_string()))?;
     }
     Ok(topic)
+}
+
+fn admin(form: &Form, text: &Text<'_>, base: &Path) -> Result<Option<PathBuf>, Fault> {
+    let Some(setting) = &form.admin else { return Ok(None) };
+    let path = base.join(setting.get_ref());
+    let bytes = path.as_os_str().len();
+    if bytes > MAX_SOCKET {
+        let problem =
+            format!("the path of the admin socket has {bytes} bytes; at most {MAX_SOCKET} are allowed");
+        return Err(text.wrong(setting, &problem));
+    }
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if path.file_name().is_none() || !folder.is_dir() {
+        let problem = format!("{}: no name in a folder that is there; make the folder", path.display());
+        return Err(text.wrong(setting, &problem));
+    }
+    Ok(Some(path))
 }
 
 fn folders(form: &Form, text: &Text<'_>, base: &Path) -> Result<(PathBuf, PathBuf), Fault> {
