@@ -96,7 +96,8 @@ impl TimeProvider for NoClock {
     }
 }
 
-/// Why a peer's key was not accepted, as the error whose TLS alert [`rejection_of`] recognises on both sides.
+/// Why a peer's key was not accepted, as the error whose TLS alert [`rejection_of`](super::handshake::rejection_of) recognises on
+/// both sides.
 fn refuse(rejection: Rejection) -> Error {
     Error::InvalidCertificate(match rejection {
         Rejection::NotMember => CertificateError::UnknownIssuer,
