@@ -14,6 +14,7 @@
 //! when they are long, and wait where links are busy. Its handshake has no randomness, so both levels are exact: a seed gives
 //! the same digest of every event, or every datagram, every time. With real **TLS** the same runs differ in bytes, nothing else.
 
+mod bounds;
 mod carry;
 mod chaos;
 mod crowd;
@@ -33,6 +34,7 @@ mod path;
 mod patience;
 mod plain;
 mod requests;
+mod scarcity;
 mod scenario;
 mod witness;
 mod world;
@@ -42,6 +44,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 pub use hardship::Budget;
 pub use options::{Datagrams, Faults, Habits, Level, Lies, Links, Options, TopicOptions};
+pub use scarcity::Scarcity;
 pub use scenario::Scenario;
 use world::World;
 

@@ -75,6 +75,8 @@ pub struct Census {
     pub reserved_bytes: u64,
     /// Bytes of bodies: active, and received.
     pub body_bytes: u64,
+    /// Of those, bytes of bodies that were received and not validated.
+    pub received_bytes: u64,
 }
 
 impl Engine {
@@ -86,24 +88,22 @@ impl Engine {
             fetch_bytes: self.fetch.asked_bytes(),
             ..Census::default()
         };
-        for topic in &self.topics {
-            let (active, received) = topic.pool_bytes();
-            census.artifacts += topic.artifacts();
-            census.named += topic.view.artifacts();
-            census.tellings += topic.tellings();
-            census.later += topic.admission.len();
-            census.reserved_bytes += topic.reserved();
-            census.body_bytes += active + received;
-            let backlog = |peer: usize| topic.slots.backlog(PeerIndex(peer as u16));
-            census.backlog += (0..self.links.len()).map(backlog).sum::<usize>();
-        }
-        for link in &self.links {
-            let Link { control, refusals, replies, carrying, arriving, .. } = link;
-            census.control += control.len() + refusals.len();
-            census.replies += replies.0.iter().map(|queue| queue.len()).sum::<usize>();
-            census.carried += carrying.len();
-            census.arriving += arriving.len();
-        }
+        self.topics.iter().for_each(|topic| topic.count(self.links.len(), &mut census));
+        self.links.iter().for_each(|link| link.count(&mut census));
+        census
+    }
+
+    /// Counts what is held for one topic alone: artifacts and their bodies.
+    pub fn census_of_topic(&self, topic: TopicId) -> Census {
+        let mut census = Census::default();
+        self.topic(topic).into_iter().for_each(|topic| topic.count(self.links.len(), &mut census));
+        census
+    }
+
+    /// Counts what is held for one peer alone: streams and words.
+    pub fn census_of_link(&self, peer: PeerIndex) -> Census {
+        let mut census = Census::default();
+        self.links.get(peer.index()).into_iter().for_each(|link| link.count(&mut census));
         census
     }
 
@@ -193,5 +193,30 @@ impl Engine {
 
     pub(super) fn topic(&self, topic: TopicId) -> Option<&Topic> {
         self.topics.get(self.index_of(topic)?)
+    }
+}
+
+impl Topic {
+    fn count(&self, peers: usize, census: &mut Census) {
+        let (active, received) = self.pool_bytes();
+        census.artifacts += self.artifacts();
+        census.named += self.view.artifacts();
+        census.tellings += self.tellings();
+        census.later += self.admission.len();
+        census.reserved_bytes += self.reserved();
+        census.body_bytes += active + received;
+        census.received_bytes += received;
+        let backlog = |peer: usize| self.slots.backlog(PeerIndex(peer as u16));
+        census.backlog += (0..peers).map(backlog).sum::<usize>();
+    }
+}
+
+impl Link {
+    fn count(&self, census: &mut Census) {
+        let Link { control, refusals, replies, carrying, arriving, .. } = self;
+        census.control += control.len() + refusals.len();
+        census.replies += replies.0.iter().map(|queue| queue.len()).sum::<usize>();
+        census.carried += carrying.len();
+        census.arriving += arriving.len();
     }
 }

@@ -77,13 +77,16 @@ pub(super) struct Entry {
     pub(super) dropped: u32,
     /// Whether every advert so far was a relay's.
     pub(super) relayed: bool,
+    /// The number of the telling that offers its body to the replica, when that is here: the same id may have been offered
+    /// before, withdrawn, and named again, while the replica took nothing.
+    pub(super) offer: u64,
 }
 
 impl Entry {
     /// Of an artifact of which somebody has told.
     pub(super) fn new(stage: Stage, size: u32, attribute: Attribute, relayed: bool, since: Instant) -> Entry {
-        let (proven, turn, yields_at, dropped) = (false, None, None, 0);
-        Entry { stage, since, size, proven, attribute, turn, yields_at, dropped, relayed }
+        let (proven, turn, yields_at, dropped, offer) = (false, None, None, 0, 0);
+        Entry { stage, since, size, proven, attribute, turn, yields_at, dropped, relayed, offer }
     }
 
     /// The same at another stage, with nothing of the one before.
@@ -123,7 +126,8 @@ impl Entry {
 
 #[derive(Debug, Clone, Copy)]
 enum Telling {
-    Delivered(ArtifactId),
+    /// With the number of the offer.
+    Delivered(ArtifactId, u64),
     Withdrawn(ArtifactId),
     /// Of a relay: told only if it still is one, and still nobody else names it.
     Orphaned(ArtifactId),
@@ -150,8 +154,10 @@ pub(super) struct Topic {
     /// Bytes of active bodies that are relays.
     relay_bytes: u64,
     /// What the replica is to be told besides refusals, which [`Slots`] keeps. A `Delivered` whose artifact is not `Ready` any
-    /// more is skipped.
+    /// more, or is again since, is skipped.
     tellings: VecDeque<Telling>,
+    /// Bodies offered to the replica so far.
+    offers: u64,
     /// How many of those are `Withdrawn`, and so never skipped.
     withdrawn: usize,
     /// Artifacts that are `Ready`.
@@ -192,6 +198,7 @@ impl Topic {
             forgotten: 0,
             relay_bytes: 0,
             tellings: VecDeque::new(),
+            offers: 0,
             withdrawn: 0,
             ready: 0,
             counters: TopicCounters::default(),
@@ -267,9 +274,13 @@ impl Topic {
     }
 
     fn entered(&mut self, id: ArtifactId, stage: Stage) {
-        if stage == Stage::Ready {
+        if stage == Stage::Ready
+            && let Some(entry) = self.ledger.get_mut(&id)
+        {
             self.ready += 1;
-            self.tell(Telling::Delivered(id));
+            self.offers += 1;
+            entry.offer = self.offers;
+            self.tell(Telling::Delivered(id, self.offers));
         }
     }
 
@@ -352,6 +363,11 @@ impl Topic {
         self.tell(Telling::Orphaned(id));
     }
 
+    /// Whether an artifact's body waits for the replica, by this offer.
+    fn is_offered(&self, id: &ArtifactId, offer: u64) -> bool {
+        self.entry(id).is_some_and(|entry| entry.stage == Stage::Ready && entry.offer == offer)
+    }
+
     fn is_orphaned(&self, id: &ArtifactId) -> bool {
         let relayed = self.slots.get(id).is_some_and(|(_, active)| active.origin == Origin::Relay);
         relayed && !self.view.is_advertised(id)
@@ -363,7 +379,7 @@ impl Topic {
         if self.tellings.len() > 64 + 2 * lasting {
             let (mut tellings, mut seen) = (mem::take(&mut self.tellings), BTreeSet::new());
             tellings.retain(|telling| match telling {
-                Telling::Delivered(id) => self.stage(id) == Some(Stage::Ready) && seen.insert(*id),
+                Telling::Delivered(id, offer) => self.is_offered(id, *offer),
                 Telling::Withdrawn(_) => true,
                 Telling::Orphaned(id) => self.is_orphaned(id) && seen.insert(*id),
             });
@@ -550,9 +566,13 @@ impl Topic {
                     self.counters.withdrawn += 1;
                     return Some((Event::Withdrawn { id }, None));
                 }
-                Telling::Delivered(id) => {
-                    let entry = self.ledger.get_mut(&id).filter(|entry| entry.stage == Stage::Ready);
-                    let (Some(entry), Some(held)) = (entry, self.pool.get(&id)) else { continue };
+                Telling::Delivered(id, offer) => {
+                    if !self.is_offered(&id, offer) {
+                        continue;
+                    }
+                    let (Some(entry), Some(held)) = (self.ledger.get_mut(&id), self.pool.get(&id)) else {
+                        continue;
+                    };
                     entry.stage = Stage::Delivered;
                     let since = entry.since;
                     self.ready -= 1;

@@ -2,6 +2,7 @@
 
 use super::Quic;
 use super::link::Link;
+use crate::types::PeerIndex;
 
 /// All are 0 when nothing is on its way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -21,6 +22,13 @@ pub struct StreamCensus {
 }
 
 impl Quic {
+    /// What the link of one peer holds.
+    pub fn census_of(&self, peer: PeerIndex) -> StreamCensus {
+        let mut census = StreamCensus::default();
+        self.live(peer).into_iter().for_each(|link| link.count(&mut census));
+        census
+    }
+
     /// What all links hold.
     pub fn census(&self) -> StreamCensus {
         let mut census = StreamCensus { revoked: self.revoked.len(), ..StreamCensus::default() };

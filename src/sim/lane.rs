@@ -101,6 +101,7 @@ impl Wire {
             urgent_reserve: limits.urgent_reserve,
             uni_streams: datagrams.uni_streams,
             bidi_streams: datagrams.bidi_streams,
+            pushes_in_assembly: limits.pushes_in_assembly,
             idle_timeout: options.links.idle_timeout,
             keep_alive: options.links.idle_timeout / 3,
             artifact_limit: limits.artifact_bytes,
@@ -214,6 +215,12 @@ impl Wire {
             Event::Link(_) => (),
         }
         Some((peer, event))
+    }
+
+    /// What a member's transport holds of a peer.
+    pub(super) fn census_of(&self, node: usize, peer: usize) -> StreamCensus {
+        let lane = self.lanes.get(node).and_then(Option::as_ref);
+        lane.map_or(StreamCensus::default(), |lane| lane.quic.census_of(PeerIndex(peer as u16)))
     }
 
     /// At rest no honest member's transport holds anything for a stream.

@@ -55,6 +55,8 @@ pub(super) struct Member {
     pub(super) ended: BTreeSet<(TopicId, ArtifactId)>,
     /// How often the engine had forgotten something, when it was last looked.
     pub(super) forgotten: u64,
+    /// Events that the replica has taken since its last rest.
+    pub(super) taken: u32,
     /// What it aborted last of its own.
     pub(super) aborted: Option<(TopicId, ArtifactId)>,
     /// Refusals that it has been told of what is active now.
@@ -123,11 +125,18 @@ pub(super) fn topic_id(index: usize) -> TopicId {
 
 /// What every member is bounded by.
 pub(super) fn limits(options: &Options) -> Limits {
-    let settings = Settings { artifact_bytes: 128 << 10, ..Settings::default() };
+    let artifact_bytes = options.scarcity.map_or(128 << 10, |scarcity| scarcity.artifact_bytes);
+    let settings = Settings { artifact_bytes, ..Settings::default() };
     let granted = Granted { receive: 1 << 20, send: 1 << 20 };
     let mut limits = Limits::derive(&settings, options.members, 1, granted);
     limits.fetch_per_peer = PerClass([options.budget.requests; 4]);
     limits.fetch_peer_bytes = PerClass([options.budget.bytes; 4]);
+    if let Some(scarcity) = options.scarcity {
+        (limits.stream_window, limits.connection_window) = scarcity.windows;
+        (limits.send_window, limits.urgent_reserve) = scarcity.send_windows;
+        limits.pushes_in_assembly = scarcity.pushes_in_assembly;
+        limits.fetch_lane_bytes = PerClass([scarcity.lane_bytes; 4]);
+    }
     limits
 }
 
@@ -169,6 +178,7 @@ impl Member {
             current: BTreeSet::new(),
             ended: BTreeSet::new(),
             forgotten: 0,
+            taken: 0,
             aborted: None,
             refused: BTreeSet::new(),
             reserved: BTreeMap::new(),
@@ -215,7 +225,7 @@ impl Member {
     ) -> bool {
         let bytes = body.bytes().len() as u64;
         let reserved = self.reserved.entry(topic).or_default();
-        if reserved.slots >= limits.slots || reserved.bytes + bytes > limits.active_bytes() {
+        if reserved.slots >= limits.slots || reserved.bytes + bytes > limits.active_room() {
             return false;
         }
         reserved.slots += 1;
@@ -347,6 +357,11 @@ impl Member {
         self.reserved.values().fold((0, 0), |(slots, bytes), r| (slots + r.slots, bytes + r.bytes))
     }
 
+    /// Bytes that a topic's handle counts.
+    pub(super) fn reserved_in(&self, topic: TopicId) -> u64 {
+        self.reserved.get(&topic).map_or(0, |reserved| reserved.bytes)
+    }
+
     /// The next event of any topic.
     pub(super) fn poll_event(&mut self, topics: usize, now: Instant) -> Option<(TopicId, Event)> {
         (0..topics).map(topic_id).find_map(|topic| Some((topic, self.engine.poll_event(topic, now)?)))
@@ -359,8 +374,8 @@ fn broadcast(topic: TopicId, body: Verified, since: Instant) -> Command {
 
 impl TopicOptions {
     /// Bytes that a member's own artifacts may have.
-    pub(super) fn active_bytes(&self) -> u64 {
-        (128 << 10) + u64::from(self.slots) * self.largest / 2
+    pub(super) fn active_room(&self) -> u64 {
+        self.active_bytes.unwrap_or((128 << 10) + u64::from(self.slots) * self.largest / 2)
     }
 }
 
@@ -390,7 +405,7 @@ impl Judge {
         config.slots = options.slots;
         config.push_threshold = options.push_threshold;
         config.pending_bytes = options.pending_bytes;
-        config.active_bytes = options.active_bytes();
+        config.active_bytes = options.active_room();
         let (judge, panicked) = (self.clone(), panicked.clone());
         config.filter(move |advert| {
             judge.ask(advert).unwrap_or_else(|| {

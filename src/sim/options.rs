@@ -4,6 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use super::hardship::Budget;
+use super::scarcity::Scarcity;
 use crate::types::{Class, Rng};
 
 /// What joins the members of a run.
@@ -65,6 +66,8 @@ pub struct Options {
     pub lies: Lies,
     /// What members may ask of one peer.
     pub budget: Budget,
+    /// What else they have hardly any of; `None`: there is plenty.
+    pub scarcity: Option<Scarcity>,
 }
 
 /// Links, alike in both directions.
@@ -174,6 +177,8 @@ pub struct TopicOptions {
     pub pending_bytes: u64,
     /// The largest body.
     pub largest: u64,
+    /// Bytes of a member's own artifacts, and of those that it relays; `None`: room for 128 KiB and half the slots.
+    pub active_bytes: Option<u64>,
     /// Of a hundred artifacts, how many the filter wants later, until it changes.
     pub later_percent: u64,
     /// Of a hundred artifacts, how many the filter never wants.
@@ -285,6 +290,7 @@ impl Options {
                 give_up_percent: 0,
             },
             budget: Budget::default(),
+            scarcity: None,
         };
         // New draws come last: then a seed means what it meant, but for what is new.
         options.habits.again_percent = if rng.one_in(3) { 10 + rng.below(60) } else { 0 };
@@ -295,6 +301,7 @@ impl Options {
         options.sway();
         options.pester();
         options.deliberate();
+        options.make_scarce();
         options
     }
 
@@ -311,6 +318,12 @@ impl Options {
         faults.iter().all(|every| every.is_zero()) && mishaps == [0; 5] && datagrams == [0; 2]
     }
 
+    /// What may wait for a member's replica to be told: void ones are swept out above this, and each artifact may have been
+    /// withdrawn once, too.
+    fn events(&self) -> usize {
+        self.topics.iter().map(|topic| 65 + 4 * topic.artifacts(self.members)).sum()
+    }
+
     /// After the end of all faults, the longest until every active artifact is everywhere: connections are lost and made
     /// again; each hostile member may keep a fetch waiting for the longest hedge, twice; what waits must pass the links; and
     /// where few bodies have room at a time, or may be asked for, each takes its turn of a request and a thought, and each lie a
@@ -320,7 +333,7 @@ impl Options {
         let members = self.members as u64;
         let bytes: u64 =
             self.topics.iter().map(|topic| u64::from(topic.slots) * members * topic.largest).sum();
-        let transfer = Duration::from_secs_f64(bytes as f64 / self.links.rate as f64);
+        let transfer = Duration::from_secs_f64(bytes as f64 / self.pace());
         let hedges = Duration::from_secs(4) * (self.hostile as u32 + 1);
         let turn = 4 * trip + self.habits.think + Duration::from_millis(50);
         let lie = Duration::from_millis(500) * self.hostile as u32;
@@ -338,10 +351,16 @@ impl Options {
             + 2 * transfer
             + turns
             + self.queueing(turn)
+            + self.rests(self.events())
     }
 }
 
 impl TopicOptions {
+    /// Artifacts of which a member knows at a time.
+    pub(super) fn artifacts(&self, members: usize) -> usize {
+        self.slots as usize * members
+    }
+
     /// How often the room for received bodies must be filled and emptied, until all that `members` may name was there.
     fn turns(&self, members: u64) -> f64 {
         (u64::from(self.slots) * members) as f64 / (self.pending_bytes / self.largest).max(1) as f64
@@ -362,6 +381,7 @@ impl TopicOptions {
             push_threshold: rng.below(2 * largest) as u32,
             pending_bytes: largest * (1 + rng.below(20)),
             largest,
+            active_bytes: None,
             later_percent: if filtered { rng.below(50) } else { 0 },
             discard_percent: if filtered { rng.below(30) } else { 0 },
             panic_percent: 0,

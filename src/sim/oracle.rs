@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
-use super::member::{Known, Member, SETTLED, judge, limits, topic_id};
+use super::bounds;
+use super::lane::Wire;
+use super::member::{Known, Member, SETTLED, judge, topic_id};
 use super::opinion::Word;
 use super::options::Options;
 use super::world::Actor;
@@ -19,7 +21,7 @@ pub(super) struct Oracle {
     honest: usize,
     /// Who is who.
     ids: Vec<NodeId>,
-    /// Turns of each member since its start: what it holds is counted every sixteenth.
+    /// Turns of each member since its start: what it holds is counted every sixteenth, or every one where all is scarce.
     steps: Vec<u64>,
 }
 
@@ -93,30 +95,17 @@ impl Oracle {
         &mut self,
         node: usize,
         actors: &[Actor],
+        wire: Option<&Wire>,
         options: &Options,
     ) -> Result<(), String> {
         self.steps[node] += 1;
         let Some(Actor::Honest(member)) = actors.get(node) else { return Ok(()) };
-        if !self.steps[node].is_multiple_of(16) {
+        if options.scarcity.is_none() && !self.steps[node].is_multiple_of(16) {
             return Ok(());
         }
+        bounds::check(node, member, options)?;
+        wire.map_or(Ok(()), |wire| wire.check_bounds(node, options))?;
         let census = member.engine.census();
-        let bound = Bound::of(options);
-        let fits = census.artifacts <= bound.artifacts
-            && census.named <= bound.artifacts
-            && census.fetches <= bound.artifacts
-            && census.tellings <= bound.tellings
-            && census.control <= bound.control
-            && census.body_bytes <= bound.body_bytes
-            && census.reserved_bytes <= bound.pending_bytes
-            && census.later <= bound.artifacts
-            && census.backlog <= bound.backlog
-            && census.arriving <= bound.arriving
-            && census.replies <= bound.replies
-            && census.replies + census.carried <= bound.replies + bound.pushes;
-        if !fits {
-            return Err(format!("P4: member {node} holds {census:?}, allowed is {bound:?}"));
-        }
         check_asked(node, member, &census, options)?;
         check_panics(node, member)
     }
@@ -254,42 +243,4 @@ fn check_known(node: usize, member: &Member) -> Result<(), String> {
         }
     }
     Ok(())
-}
-
-/// What a member may hold at most.
-#[derive(Debug)]
-struct Bound {
-    artifacts: usize,
-    tellings: usize,
-    control: usize,
-    pending_bytes: u64,
-    body_bytes: u64,
-    backlog: usize,
-    arriving: usize,
-    replies: usize,
-    pushes: usize,
-}
-
-impl Bound {
-    fn of(options: &Options) -> Bound {
-        let slots: usize = options.topics.iter().map(|topic| topic.slots as usize).sum();
-        let artifacts = slots * options.members;
-        let links = options.members - 1;
-        let pending_bytes = options.topics.iter().map(|topic| topic.pending_bytes).sum();
-        let active: u64 = options.topics.iter().map(|topic| 2 * topic.active_bytes()).sum();
-        Bound {
-            artifacts,
-            // As `Topic::tell` keeps it: void ones are swept out above this; each artifact may have been withdrawn once, too.
-            tellings: options.topics.len() * 65 + 4 * artifacts,
-            control: options.members * (2 + 2 * 256 + 4096),
-            pending_bytes,
-            body_bytes: active + pending_bytes,
-            backlog: slots * links,
-            arriving: (limits(options).pushes_in_assembly + options.topics.len()) * links,
-            // Each has a stream of its peer until its answer is acknowledged.
-            replies: options.open_requests() * links,
-            // Each is of a slot, and reset when that changes.
-            pushes: slots * links,
-        }
-    }
 }

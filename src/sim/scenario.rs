@@ -396,6 +396,7 @@ fn quiet(seed: u64) -> Options {
             push_threshold: PUSHED as u32 + 1,
             pending_bytes: 1 << 20,
             largest: 1_000,
+            active_bytes: None,
             later_percent: 0,
             discard_percent: 0,
             panic_percent: 0,
@@ -417,6 +418,7 @@ fn quiet(seed: u64) -> Options {
         },
         lies: Lies::default(),
         budget: Budget::default(),
+        scarcity: None,
     }
 }
 
@@ -429,6 +431,7 @@ fn calm(seed: u64) -> Options {
     let habits = &mut options.habits;
     (habits.stall_one_in, habits.same_one_in, habits.again_percent) = (0, 0, 0);
     habits.deliberation = Duration::ZERO;
+    options.scarcity = None;
     let tables: u64 = options.topics.iter().map(|topic| u64::from(topic.slots) * topic.largest).sum();
     options.links.rate = options.links.rate.max(20 * tables);
     options.links.window = options.links.window.max(tables);
@@ -436,6 +439,7 @@ fn calm(seed: u64) -> Options {
         (topic.later_percent, topic.discard_percent, topic.panic_percent) = (0, 0, 0);
         (topic.sway_percent, topic.muse) = (0, Duration::ZERO);
         topic.pending_bytes = u64::from(topic.slots) * options.members as u64 * topic.largest;
+        topic.active_bytes = None;
     }
     options
 }

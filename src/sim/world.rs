@@ -527,7 +527,7 @@ impl World {
             self.effort.check(node, member.engine.fetches(), member.clock(self.now))?;
         }
         self.check_patience(node)?;
-        self.oracle.check_member(node, &self.actors, &self.options)
+        self.oracle.check_member(node, &self.actors, self.wire.as_ref(), &self.options)
     }
 
     /// Sends what the engine has for every peer with room; whether it had something.
@@ -619,8 +619,25 @@ impl World {
                 let delay = delay + self.muse(topic);
                 self.after(delay, Happening::Decide { node, topic, id });
             }
+            self.tire(node);
         }
         Ok(consumed)
+    }
+
+    /// A replica takes an event: after so many it does something else for a while.
+    fn tire(&mut self, node: usize) {
+        let (Some(scarcity), Some(Actor::Honest(member))) =
+            (self.options.scarcity, self.actors.get_mut(node))
+        else {
+            return;
+        };
+        member.taken += 1;
+        if member.taken >= scarcity.events {
+            member.taken = 0;
+            member.stalled_until = self.now + scarcity.rest;
+            self.effort.arrived(node);
+            self.after(scarcity.rest, Happening::Wake { node });
+        }
     }
 
     /// How much longer a replica thinks about this one.
