@@ -65,6 +65,8 @@ pub struct Census {
     pub carried: usize,
     /// Bodies being received on streams of their own.
     pub arriving: usize,
+    /// Bodies that are known by the streams which carry them, out and in.
+    pub streamed: usize,
     /// Frames that precede everything else.
     pub control: usize,
     /// Slots of which some connected peer must still hear.
@@ -86,6 +88,7 @@ impl Engine {
             requests: self.requests.len(),
             fetches: self.fetch.len(),
             fetch_bytes: self.fetch.asked_bytes(),
+            streamed: self.carried.len() + self.arriving.len(),
             ..Census::default()
         };
         self.topics.iter().for_each(|topic| topic.count(self.links.len(), &mut census));

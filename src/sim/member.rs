@@ -125,7 +125,8 @@ pub(super) fn topic_id(index: usize) -> TopicId {
 
 /// What every member is bounded by.
 pub(super) fn limits(options: &Options) -> Limits {
-    let artifact_bytes = options.scarcity.map_or(128 << 10, |scarcity| scarcity.artifact_bytes);
+    let largest = options.topics.iter().map(|topic| topic.largest as u32).fold(128 << 10, u32::max);
+    let artifact_bytes = options.scarcity.map_or(largest, |scarcity| scarcity.artifact_bytes);
     let settings = Settings { artifact_bytes, ..Settings::default() };
     let granted = Granted { receive: 1 << 20, send: 1 << 20 };
     let mut limits = Limits::derive(&settings, options.members, 1, granted);

@@ -145,12 +145,13 @@ impl Oracle {
     pub(super) fn check_settled(&self, actors: &[Actor], options: &Options) -> Result<(), String> {
         for (a, member) in self.members(actors) {
             let census = member.engine.census();
-            let Census { requests, fetch_bytes, replies, carried, arriving, control, backlog, .. } = census;
+            let Census { requests, fetch_bytes, replies, carried, arriving, streamed, .. } = census;
+            let Census { control, backlog, .. } = census;
             // What hostile members named may be wanted for ever.
             let wanted = census.fetches as u64 + census.reserved_bytes;
             let wanted = if options.hostile == 0 { wanted } else { 0 };
-            let moves = [requests, replies, carried, arriving, control, backlog];
-            if moves != [0; 6] || (fetch_bytes, wanted) != (0, 0) {
+            let moves = [requests, replies, carried, arriving, streamed, control, backlog];
+            if moves != [0; 7] || (fetch_bytes, wanted) != (0, 0) {
                 return Err(format!("L2: member {a} is not at rest: {:?}", member.engine.census()));
             }
             check_known(a, member)?;
@@ -179,8 +180,12 @@ impl Oracle {
             let held = [census.body_bytes, census.fetch_bytes, bytes, u64::from(slots)];
             let named = census.artifacts + census.named + census.later + census.reserved_bytes as usize;
             let named = if options.hostile == 0 { named } else { 0 };
-            let at_rest =
-                census.requests + census.carried + census.arriving + census.replies + census.backlog;
+            let at_rest = census.requests
+                + census.carried
+                + census.arriving
+                + census.replies
+                + census.backlog
+                + census.streamed;
             if held != [0; 4] || named != 0 || at_rest != 0 {
                 return Err(format!(
                     "M5: member {node} is left with {census:?}, {slots} slots and {bytes} bytes"

@@ -6,6 +6,7 @@ mod lies;
 mod links;
 mod script;
 mod shares;
+mod storm;
 mod tables;
 
 use std::fmt;
@@ -53,6 +54,8 @@ pub enum Scenario {
     BroadcastAgain,
     /// Broadcasts and aborts at a high rate.
     AbortStorm,
+    /// Bodies of 1 MiB that live for ten milliseconds, for ten minutes.
+    ShortLives,
     /// A consumer takes nothing while artifacts come and go.
     StalledConsumer,
     /// The maker dies when one member has the body, and relays it.
@@ -92,7 +95,7 @@ const PUSHED: u64 = 100;
 
 impl Scenario {
     /// Every one.
-    pub const ALL: [Scenario; 33] = [
+    pub const ALL: [Scenario; 34] = [
         Scenario::LateJoiner,
         Scenario::FlappingLink,
         Scenario::ReceiverRestart,
@@ -110,6 +113,7 @@ impl Scenario {
         Scenario::PushDuringFetch,
         Scenario::BroadcastAgain,
         Scenario::AbortStorm,
+        Scenario::ShortLives,
         Scenario::StalledConsumer,
         Scenario::MakerDies,
         Scenario::PartitionHeals,
@@ -148,6 +152,7 @@ impl Scenario {
             Scenario::PushDuringFetch => "push-during-fetch",
             Scenario::BroadcastAgain => "broadcast-again",
             Scenario::AbortStorm => "abort-storm",
+            Scenario::ShortLives => "short-lives",
             Scenario::StalledConsumer => "stalled-consumer",
             Scenario::MakerDies => "maker-dies",
             Scenario::PartitionHeals => "partition-heals",
@@ -239,6 +244,13 @@ impl Scenario {
                 let topic = topic.clone();
                 *topics = Class::ALL.map(|class| TopicOptions { class, ..topic.clone() }).into();
             }
+            // One is pushed whatever its size, the other fetched.
+            Scenario::ShortLives => {
+                (topic.slots, topic.largest, topic.pending_bytes) = (80, 1 << 20, 64 << 20);
+                let urgent =
+                    TopicOptions { class: Class::Critical, push_threshold: 2 << 20, ..topic.clone() };
+                topics.push(urgent);
+            }
             Scenario::FilterFlips => {
                 (topic.later_percent, topic.discard_percent, topic.sway_percent) = (60, 20, 50);
             }
@@ -281,6 +293,7 @@ impl Scenario {
             Scenario::FilterFlips => links.rate = 20_000,
             Scenario::PartitionHeals => links.window = 32_000,
             Scenario::ReconnectWithMany => (links.rate, links.window) = (100_000_000, 1 << 20),
+            Scenario::ShortLives => (links.window, links.idle_timeout) = (4 << 20, Duration::from_secs(5)),
             Scenario::WireCost => links.rate = 10_000_000,
             Scenario::Overtaking | Scenario::Floods | Scenario::SharedLink => links.rate = 500_000,
             // Two runs differ by what is to be seen, not by luck.
@@ -309,6 +322,12 @@ impl Scenario {
             Scenario::AbortStorm => {
                 busy(options, 50, 30);
                 options.habits.act_every = Duration::from_millis(2);
+            }
+            // A few packets or half a body in its time.
+            Scenario::ShortLives => {
+                options.links.rate = 2_000_000 << rng.below(6);
+                options.links.latency = Duration::from_micros(200 + rng.below(4_000));
+                options.habits.relay_percent = rng.below(2) * 50;
             }
             Scenario::Flooding => options.habits.think = Duration::from_millis(30),
             // A member that lost its memory must be told again what it had named.
@@ -347,6 +366,7 @@ impl Scenario {
             Scenario::ReconnectWithMany => links::reconnect_with_many(world),
             Scenario::EveryTopicFull => tables::every_topic_full(world),
             Scenario::AbortStorm => tables::abort_storm(world),
+            Scenario::ShortLives => storm::short_lives(world),
             Scenario::FilterFlips => world.run(),
             Scenario::Liars => bodies::liars(world),
             Scenario::Thrift => bodies::thrift(world),
