@@ -69,10 +69,10 @@
 //! | P1 | after the faults, within a stated bound, every active artifact is wherever it is wanted | most of them |
 //! | P2 | the bytes of every delivery | liars |
 //! | P3 | at rest nobody believes that another has what it has not; no version goes back | stale updates in every order |
-//! | P4 | a census while it runs; at the end nothing is left | tables full, storms of aborts, stalled consumers |
+//! | P4 | a census while it runs, with hardly any room now and then; at the end nothing is left | storms of aborts, full tables |
 //! | P5 | nothing that was aborted is sent; work and wakes against input | a stalled peer delays no other |
 //! | P6 | no artifact is handed over twice | thrift, and what the wire costs |
-//! | P7 | honest members write the more urgent first | overtaking: an urgent artifact past seconds of bulk |
+//! | P7 | the more urgent is written first, and sent first, to one chunk | overtaking: an urgent artifact past seconds of bulk |
 #![deny(unsafe_code)]
 
 pub mod types;

@@ -24,6 +24,7 @@ mod flow;
 mod hanging;
 mod hardship;
 mod hostile;
+mod inversion;
 mod lane;
 mod member;
 mod net;
@@ -36,6 +37,7 @@ mod plain;
 mod requests;
 mod scarcity;
 mod scenario;
+mod sniffer;
 mod witness;
 mod world;
 

@@ -27,6 +27,7 @@ impl World {
     ) -> Result<(), String> {
         let Some(Actor::Honest(member)) = self.actors.get(from) else { return Ok(()) };
         self.witness.hear(from, to, connection, outgoing, member)?;
+        self.inversions.give(from, to, connection, outgoing);
         let named = match outgoing {
             Outgoing::Push { head, .. } => match PushHead::decode(head.get(1..).unwrap_or_default()) {
                 Ok(Some((head, _))) => Some((head.topic, head.id)),
@@ -319,6 +320,7 @@ impl World {
     /// `node` abandons a stream.
     pub(super) fn reset(&mut self, node: usize, peer: usize, key: StreamKey) {
         if let Some(wire) = &mut self.wire {
+            self.inversions.end(node, peer, key);
             return wire.reset(node, peer, key);
         }
         let Some(id) = self.flows.find(node, peer, key) else { return };

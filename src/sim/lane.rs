@@ -276,6 +276,7 @@ impl World {
 
     /// It is through.
     pub(super) fn received(&mut self, from: usize, to: usize, data: Bytes) -> Result<(), String> {
+        self.inversions.received(from, to, &data);
         let Some(lane) = self.wire.as_mut().and_then(|wire| wire.lane(to)) else { return Ok(()) };
         if lane.waiting_bytes + data.len() <= Lane::SOCKET {
             lane.waiting_bytes += data.len();
@@ -315,7 +316,12 @@ impl World {
                 member.engine.handle_connected(index, connection, now, &mut fx)
             }
             Event::Disconnected { .. } => member.engine.handle_disconnected(index, now, &mut fx),
-            Event::Link(incoming) => return self.bring(node, peer, incoming),
+            Event::Link(incoming) => {
+                if let Incoming::Sent { key, .. } = incoming {
+                    self.inversions.end(node, peer, key);
+                }
+                return self.bring(node, peer, incoming);
+            }
         }
         member.forget_unnamed();
         self.pending.push_back((node, fx));
@@ -381,6 +387,7 @@ impl World {
             for datagram in buffer[..transmit.len].chunks(transmit.segment) {
                 arrivals.extend(wire.paths.carry(node, to, datagram, self.now));
             }
+            self.sniff(node, to, &buffer[..transmit.len], transmit.segment);
             self.record_bytes(&buffer[..transmit.len]);
             for (at, data) in arrivals {
                 self.at(at, Happening::Datagram { from: node, to, data });

@@ -283,7 +283,9 @@ impl crypto::Session for Session {
 }
 
 /// Bytes of a seal, as AES-GCM's.
-const TAG: usize = 16;
+pub(super) const TAG: usize = 16;
+/// Bytes of a connection id, as members make them.
+pub(super) const CONNECTION_ID: usize = 8;
 
 fn checksum(secret: u64, number: u64, header: &[u8], payload: &[u8]) -> [u8; TAG] {
     let mut hasher = SipHasher13::new_with_keys(secret, number);

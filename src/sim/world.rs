@@ -9,6 +9,7 @@ use super::Report;
 use super::effort::Effort;
 use super::flow::Flows;
 use super::hostile::Hostile;
+use super::inversion::Inversions;
 use super::lane::{self, Wire};
 use super::member::{Member, SETTLED};
 use super::net::{Cargo, Net};
@@ -143,6 +144,7 @@ pub(crate) struct World {
     pub(super) witness: Witness,
     pub(super) effort: Effort,
     pub(super) patience: Patience,
+    pub(super) inversions: Inversions,
     /// Bodies by id: everything that anybody ever made.
     pub(super) bodies: BTreeMap<ArtifactId, Bytes>,
     /// Whether load and faults go on.
@@ -186,6 +188,7 @@ impl World {
             witness: Witness::new(&options),
             effort: Effort::new(&options),
             patience: Patience::default(),
+            inversions: Inversions::new(&options),
             bodies: BTreeMap::new(),
             chaos: true,
             lies: true,
@@ -418,6 +421,7 @@ impl World {
         let honest = self.options.members - self.options.hostile;
         self.actors[node] = if node < honest {
             self.oracle.forget(node);
+            self.inversions.forget(node);
             self.effort.forget(node);
             Actor::Honest(Box::new(Member::new(&self.options, &self.ids, node, self.boots, self.generation)))
         } else {
@@ -527,6 +531,7 @@ impl World {
             self.effort.check(node, member.engine.fetches(), member.clock(self.now))?;
         }
         self.check_patience(node)?;
+        self.check_inversions()?;
         self.oracle.check_member(node, &self.actors, self.wire.as_ref(), &self.options)
     }
 
