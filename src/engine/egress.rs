@@ -57,7 +57,7 @@ impl Engine {
                 if let Some(index) = self.index_of(request.topic) {
                     self.count(index, |topic| topic.requests_sent += 1);
                 }
-                self.note(now, request.topic, &request.id, Happening::Requested, Some(peer));
+                self.journal.note(now, request.topic, &request.id, Happening::Requested, Some(peer));
                 let (key, class) = (request.key, request.class);
                 let request = FetchRequest { topic: request.topic, id: request.id };
                 return Some(Outgoing::Fetch { class, key, request, limit });
@@ -227,7 +227,7 @@ impl Engine {
         };
         topic.iter_mut().for_each(|topic| topic.counters.replies_sent += 1);
         self.counters.replies_sent += 1;
-        self.note(now, of, &id, Happening::Answered, Some(peer));
+        self.journal.note(now, of, &id, Happening::Answered, Some(peer));
         self.carry(peer, key, of, id);
         Some(Outgoing::Reply { class, key, reply: Reply::Found(body) })
     }

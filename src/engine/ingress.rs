@@ -69,7 +69,7 @@ impl Engine {
             Some((topic, id)) => {
                 self.forget_carried(&id, peer, key);
                 if whole {
-                    self.note(now, topic, &id, Happening::Acknowledged, Some(peer));
+                    self.journal.note(now, topic, &id, Happening::Acknowledged, Some(peer));
                 }
             }
             None => link.replies.0.iter_mut().for_each(|queue| queue.retain(|(asked, ..)| *asked != key)),

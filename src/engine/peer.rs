@@ -88,7 +88,7 @@ impl Engine {
             let new = topic.slots.handle_refused(peer, slot, version, reason);
             let id = topic.slots.get_slot(slot).map(|(_, active)| active.id).filter(|_| new);
             let topic = topic.id();
-            id.iter().for_each(|id| self.note(now, topic, id, Happening::Refused, Some(peer)));
+            id.iter().for_each(|id| self.journal.note(now, topic, id, Happening::Refused, Some(peer)));
         }
     }
 }

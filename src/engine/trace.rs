@@ -97,19 +97,7 @@ impl Engine {
         self.config.members.get(peer?.index()).copied()
     }
 
-    /// Notes what happened to an artifact.
-    pub(super) fn note(
-        &mut self,
-        now: Instant,
-        topic: TopicId,
-        id: &ArtifactId,
-        what: Happening,
-        peer: Option<PeerIndex>,
-    ) {
-        self.journal.note(now, topic, id, what, peer);
-    }
-
-    /// The same, by the topic's place.
+    /// Notes what happened to an artifact of the topic at this place.
     pub(super) fn note_at(
         &mut self,
         now: Instant,
@@ -119,7 +107,7 @@ impl Engine {
         peer: Option<PeerIndex>,
     ) {
         if let Some(topic) = self.topics.get(index).map(super::Topic::id) {
-            self.note(now, topic, id, what, peer);
+            self.journal.note(now, topic, id, what, peer);
         }
     }
 }
